@@ -1,0 +1,1 @@
+//! GGUF files (what llama.cpp ships) to Hugging Face folders.

@@ -1,0 +1,19 @@
+//! prunectl finds the layers of a language model that matter least, removes them, and measures what that cost.
+//!
+//! Data flows one way: `cli` -> [`tasks`] -> [`model`] -> [`ops`] -> [`backend`] -> kernels.
+
+pub mod backend;
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod gguf;
+pub mod io;
+pub mod metrics;
+pub mod model;
+pub mod ops;
+pub mod progress;
+pub mod report;
+pub mod tasks;
+pub mod tensor;
+
+pub use error::{Error, Result};

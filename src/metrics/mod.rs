@@ -1,0 +1,1 @@
+//! chrF, chrF++ and BLEU as sacreBLEU computes them.

@@ -1,0 +1,9 @@
+//! Models: what a Hugging Face folder holds, and the forward pass over it in terms of `ops`. Knows nothing of devices.
+
+pub mod config;
+pub mod folder;
+pub mod layer_plan;
+
+pub use config::{Architecture, DecoderConfig, RopeScaling};
+pub use folder::ModelFolder;
+pub use layer_plan::LayerPlan;

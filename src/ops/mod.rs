@@ -1,0 +1,178 @@
+//! The contract between models and devices: one trait an op, each with its formula, shapes and numerics, and the checks
+//! of its arguments. A backend implements all of them; there are no default bodies, so an op that is missing does not compile.
+//!
+//! Rules that hold for every op:
+//! - Activations are [`Tensor`](Device::Tensor)s of shape [rows, cols]; a row is a token. What they are stored as is the
+//!   backend's choice (CPU: f32), sums are always f32 or wider.
+//! - **Batch-invariant**: what comes out for a row has the same bits whatever other rows are in the call, however rows are
+//!   grouped into calls, and with any number of threads. Each output element is one chain of operations in an order that
+//!   depends on its own row only.
+//! - Zero rows are legal and do nothing.
+//! - Arguments that do not fit are an [`Error::Shape`], found before anything is computed.
+
+pub mod argmax;
+pub mod attention;
+pub mod block_influence;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod kv_cache;
+pub mod layer_norm;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod rows;
+pub mod swiglu;
+
+use crate::error::{Error, Result};
+use crate::tensor::HostTensor;
+
+pub use argmax::{Argmax, ArgmaxArgs};
+pub use attention::{Attention, AttentionArgs, Heads};
+pub use block_influence::{BlockInfluence, BlockInfluenceArgs};
+pub use cross_entropy::{CrossEntropy, CrossEntropyArgs, TokenLosses};
+pub use embedding::{Embedding, EmbeddingArgs};
+pub use kv_cache::{AttentionPagedArgs, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
+pub use layer_norm::{HeadNormArgs, LayerNorm, LayerNormArgs};
+pub use linear::{Linear, LinearArgs};
+pub use rms_norm::{RmsNorm, RmsNormArgs};
+pub use rope::{Rope, RopeArgs};
+pub use rows::{GatherRowsArgs, Rows, ScatterRowsArgs};
+pub use swiglu::{Swiglu, SwigluArgs};
+
+/// Shape of a device tensor.
+pub trait Shaped {
+    /// Number of rows (tokens).
+    fn rows(&self) -> usize;
+    /// Elements a row.
+    fn cols(&self) -> usize;
+}
+
+/// Memory of a device: activations and prepared weights.
+pub trait Device: Send + Sync {
+    /// Activations, [rows, cols].
+    type Tensor: Shaped + Send + Sync;
+    /// A weight matrix [out_features, in_features], prepared for this device's `linear`. [`Shaped::rows`] is out_features.
+    type Matrix: Shaped + Send + Sync;
+
+    /// `cpu`, `cuda:0`: as `--device` takes it.
+    fn name(&self) -> String;
+
+    /// The dtype matrices are multiplied in, for reports: `f32` or `bf16`.
+    fn compute_dtype(&self) -> crate::tensor::Dtype;
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when memory is short.
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+
+    /// Changes the shape, keeping the memory where it is large enough. The content is unspecified afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when memory is short.
+    fn resize(&self, tensor: &mut Self::Tensor, rows: usize, cols: usize) -> Result<()>;
+
+    /// `values` (row-major, rows * cols of them) as a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Shape`]; [`Error::Device`] when memory is short.
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
+
+    /// The elements, row-major, as f32.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn download(&self, tensor: &Self::Tensor) -> Result<Vec<f32>>;
+
+    /// y = x, shapes equal.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Device`].
+    fn copy(&self, y: &mut Self::Tensor, x: &Self::Tensor) -> Result<()>;
+
+    /// A matrix from two-dimensional parts with equal in_features, stacked along out_features (q, k and v as one).
+    /// Preparing may be put off until the first use. The parts' bytes stay mapped as long as the matrix lives.
+    ///
+    /// # Errors
+    /// [`Error::Shape`]; [`Error::Device`] when memory is short.
+    fn prepare(&self, parts: &[HostTensor]) -> Result<Self::Matrix>;
+
+    /// Bytes a tensor of this shape takes, for planning against a memory budget.
+    fn tensor_bytes(&self, rows: usize, cols: usize) -> u64;
+}
+
+/// A device that computes every op.
+pub trait Backend:
+    Device
+    + Embedding
+    + Linear
+    + RmsNorm
+    + LayerNorm
+    + Rope
+    + Attention
+    + KvCache
+    + Swiglu
+    + CrossEntropy
+    + Argmax
+    + BlockInfluence
+    + Rows
+{
+}
+
+impl<T> Backend for T where
+    T: Device
+        + Embedding
+        + Linear
+        + RmsNorm
+        + LayerNorm
+        + Rope
+        + Attention
+        + KvCache
+        + Swiglu
+        + CrossEntropy
+        + Argmax
+        + BlockInfluence
+        + Rows
+{
+}
+
+/// Names of all ops, as files, tests and `bench ops` spell them.
+pub const ALL: &[&str] = &[
+    "argmax",
+    "attention",
+    "attention_paged",
+    "block_influence",
+    "cross_entropy",
+    "embedding",
+    "gather_rows",
+    "head_norm",
+    "kv_write",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rope",
+    "scatter_rows",
+    "swiglu",
+];
+
+/// `Err(Shape)` unless `tensor` is [rows, cols].
+pub(crate) fn expect(op: &'static str, arg: &'static str, tensor: &impl Shaped, rows: usize, cols: usize) -> Result<()> {
+    if tensor.rows() == rows && tensor.cols() == cols {
+        Ok(())
+    } else {
+        Err(Error::shape(op, arg, &[rows, cols], &[tensor.rows(), tensor.cols()]))
+    }
+}
+
+/// `Err(Shape)` unless a host array has `len` elements.
+pub(crate) fn expect_len(op: &'static str, arg: &'static str, found: usize, len: usize) -> Result<()> {
+    if found == len { Ok(()) } else { Err(Error::shape(op, arg, &[len], &[found])) }
+}
+
+/// `Err(Shape)` unless every index is below `limit`; the shape named is [limit], the offending index stands as found.
+pub(crate) fn expect_below(op: &'static str, arg: &'static str, indices: &[u32], limit: usize) -> Result<()> {
+    match indices.iter().find(|&&i| i as usize >= limit) {
+        Some(&i) => Err(Error::shape(op, arg, &[limit], &[i as usize])),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,1 @@
+//! report.html and heatmap.svg of a scan.

@@ -1,0 +1,1 @@
+//! What the commands do, without terminals or flags: a checked request in, a serialisable report out.

@@ -1,0 +1,117 @@
+//! Tensors as files hold them: a name, a dtype, a shape and bytes that live in a mapped file. Nothing is converted here.
+
+use half::{bf16, f16};
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Element types a model folder may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16: binary32 without its lower 16 bits.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes an element.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    /// As prunectl's JSON and flags spell it: `f32`, `f16`, `bf16`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// A range of bytes that keeps its owner (a mapped file, a vector) alive.
+#[derive(Clone)]
+pub struct SharedBytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl SharedBytes {
+    /// `range` of `owner`; `None` when it lies outside.
+    #[must_use]
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
+        (range.start <= range.end && range.end <= (*owner).as_ref().len()).then_some(Self { owner, range })
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+}
+
+impl fmt::Debug for SharedBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedBytes({} bytes)", self.range.len())
+    }
+}
+
+/// A tensor of a model folder, in its file's bytes (little-endian, row-major, any alignment).
+#[derive(Debug, Clone)]
+pub struct HostTensor {
+    /// Name in the file, `model.layers.3.mlp.down_proj.weight`.
+    pub name: String,
+    /// The file it comes from, for messages.
+    pub file: PathBuf,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Extents, outermost first.
+    pub shape: Vec<usize>,
+    /// `shape.product() * dtype.size()` bytes.
+    pub bytes: SharedBytes,
+}
+
+impl HostTensor {
+    /// Number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// True for a tensor without elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Elements `range` as f32, exactly (every supported dtype embeds in f32), appended to `out`.
+    ///
+    /// `range` must lie within the tensor.
+    pub fn extend_f32(&self, range: Range<usize>, out: &mut Vec<f32>) {
+        let size = self.dtype.size();
+        let bytes = &self.bytes.as_slice()[range.start * size..range.end * size];
+        match self.dtype {
+            Dtype::F32 => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
+            Dtype::F16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
+            Dtype::Bf16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
+        }
+    }
+
+    /// All elements as f32.
+    #[must_use]
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = Vec::with_capacity(self.len());
+        self.extend_f32(0..self.len(), &mut out);
+        out
+    }
+}

@@ -1,0 +1,1 @@
+//! File formats: safetensors, config.json, shard indices, GGUF, JSONL; valid, broken and hostile.

@@ -1,0 +1,1 @@
+//! Whole models against what transformers computed (tests/fixtures).

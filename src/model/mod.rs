@@ -3,6 +3,10 @@
 pub mod config;
 pub mod folder;
 pub mod layer_plan;
+pub mod safetensors;
+pub mod shard_index;
+pub mod tensor_set;
+mod unique_map;
 
 pub use config::{Architecture, DecoderConfig, RopeScaling};
 pub use folder::ModelFolder;

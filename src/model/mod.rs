@@ -1,13 +1,25 @@
 //! Models: what a Hugging Face folder holds, and the forward pass over it in terms of `ops`. Knows nothing of devices.
 
+pub mod batch;
+pub mod block;
 pub mod config;
+pub mod decoder;
 pub mod folder;
+pub mod generate;
+pub mod kv_pages;
 pub mod layer_plan;
 pub mod safetensors;
 pub mod shard_index;
 pub mod tensor_set;
 mod unique_map;
+pub mod layer_weights;
+pub mod rotary;
 
+pub use batch::Batch;
+pub use block::{Context, Scratch};
 pub use config::{Architecture, DecoderConfig, RopeScaling};
+pub use decoder::{Decoder, Residency, packed_targets};
 pub use folder::ModelFolder;
+pub use generate::{GenerateOptions, GenerateRequest, Generation, generate};
 pub use layer_plan::LayerPlan;
+pub use layer_weights::LayerWeights;

@@ -1,1 +1,3 @@
 //! What the commands do, without terminals or flags: a checked request in, a serialisable report out.
+
+pub mod scan;

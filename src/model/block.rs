@@ -1,0 +1,167 @@
+//! One decoder layer, forward. The only place that knows in which order its ops run.
+
+use super::config::{Architecture, DecoderConfig};
+use super::layer_weights::LayerWeights;
+use super::rotary::RotaryTables;
+use crate::error::Result;
+use crate::ops::{
+    AttentionArgs, AttentionPagedArgs, Backend, HeadNormArgs, Heads, KvCache, KvWriteArgs, LayerNormArgs, LinearArgs, PagedRow,
+    RmsNormArgs, RopeArgs, Shaped, SwigluArgs,
+};
+
+/// What the rows of a batch attend to.
+pub enum Context<'a, B: Backend> {
+    /// Whole sequences, packed: rows of one sequence see each other, causally.
+    Packed {
+        /// First row of each sequence, then the number of rows.
+        starts: &'a [u32],
+    },
+    /// Rows that continue sequences whose past lies in pages.
+    Paged {
+        /// The pages.
+        pages: &'a mut <B as KvCache>::KvPages,
+        /// Where each row's own k and v go.
+        slots: &'a [u32],
+        /// What each row sees, itself included.
+        rows: &'a [PagedRow<'a>],
+    },
+}
+
+/// Intermediate activations, kept from call to call so that memory is taken from the system once.
+pub struct Scratch<B: Backend> {
+    normed: B::Tensor,
+    qkv: B::Tensor,
+    attended: B::Tensor,
+    gate_up: B::Tensor,
+    activated: B::Tensor,
+}
+
+impl<B: Backend> Scratch<B> {
+    /// Empty; grows with the first batch.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn new(backend: &B) -> Result<Self> {
+        Ok(Self {
+            normed: backend.zeros(0, 0)?,
+            qkv: backend.zeros(0, 0)?,
+            attended: backend.zeros(0, 0)?,
+            gate_up: backend.zeros(0, 0)?,
+            activated: backend.zeros(0, 0)?,
+        })
+    }
+
+    fn fit(&mut self, backend: &B, config: &DecoderConfig, rows: usize) -> Result<()> {
+        let heads = config.heads();
+        backend.resize(&mut self.normed, rows, config.hidden_size)?;
+        backend.resize(&mut self.qkv, rows, heads.qkv_cols())?;
+        backend.resize(&mut self.attended, rows, heads.q_cols())?;
+        backend.resize(&mut self.gate_up, rows, 2 * config.intermediate_size)?;
+        backend.resize(&mut self.activated, rows, config.intermediate_size)
+    }
+}
+
+impl DecoderConfig {
+    /// Cut of a fused qkv row.
+    #[must_use]
+    pub fn heads(&self) -> Heads {
+        Heads { heads: self.num_attention_heads, kv_heads: self.num_key_value_heads, head_dim: self.head_dim }
+    }
+}
+
+/// x = layer(x). `x`: [rows, hidden_size]; `positions`: one a row.
+///
+/// Llama, Qwen2: x += attention(norm(x)); x += mlp(norm(x)). Cohere: h = norm(x); x += attention(h); x += mlp(h).
+///
+/// # Errors
+/// Those of the ops.
+pub fn block<B: Backend>(
+    backend: &B,
+    config: &DecoderConfig,
+    rotary: &RotaryTables<B::Tensor>,
+    weights: &LayerWeights<B>,
+    x: &mut B::Tensor,
+    positions: &[u32],
+    context: Context<'_, B>,
+    scratch: &mut Scratch<B>,
+) -> Result<()> {
+    scratch.fit(backend, config, x.rows())?;
+    norm(backend, config, &mut scratch.normed, x, &weights.input_norm)?;
+    attend(backend, config, rotary, weights, positions, context, scratch)?;
+    backend.linear(LinearArgs {
+        y: x,
+        x: &scratch.attended,
+        weight: &weights.o,
+        bias: weights.o_bias.as_ref(),
+        accumulate: true,
+    })?;
+    if let Some(post_norm) = &weights.post_norm {
+        norm(backend, config, &mut scratch.normed, x, post_norm)?;
+    }
+    backend.linear(LinearArgs {
+        y: &mut scratch.gate_up,
+        x: &scratch.normed,
+        weight: &weights.gate_up,
+        bias: weights.gate_up_bias.as_ref(),
+        accumulate: false,
+    })?;
+    backend.swiglu(SwigluArgs { y: &mut scratch.activated, gate_up: &scratch.gate_up })?;
+    backend.linear(LinearArgs {
+        y: x,
+        x: &scratch.activated,
+        weight: &weights.down,
+        bias: weights.down_bias.as_ref(),
+        accumulate: true,
+    })
+}
+
+/// scratch.attended = attention heads of scratch.normed, before o_proj.
+fn attend<B: Backend>(
+    backend: &B,
+    config: &DecoderConfig,
+    rotary: &RotaryTables<B::Tensor>,
+    weights: &LayerWeights<B>,
+    positions: &[u32],
+    context: Context<'_, B>,
+    scratch: &mut Scratch<B>,
+) -> Result<()> {
+    let heads = config.heads();
+    let Scratch { normed, qkv, attended, .. } = scratch;
+    backend.linear(LinearArgs { y: qkv, x: normed, weight: &weights.qkv, bias: weights.qkv_bias.as_ref(), accumulate: false })?;
+    if let Some([q_norm, k_norm]) = &weights.qk_norm {
+        backend.head_norm(HeadNormArgs { x: qkv, weight: q_norm, first_col: 0, eps: config.norm_eps })?;
+        backend.head_norm(HeadNormArgs { x: qkv, weight: k_norm, first_col: heads.q_cols(), eps: config.norm_eps })?;
+    }
+    backend.rope(RopeArgs {
+        x: qkv,
+        heads: heads.heads + heads.kv_heads,
+        cos: &rotary.cos,
+        sin: &rotary.sin,
+        positions,
+        interleaved: config.architecture == Architecture::Cohere,
+    })?;
+    #[expect(clippy::cast_precision_loss, reason = "head_dim is small")]
+    let scale = 1.0 / (heads.head_dim as f32).sqrt();
+    match context {
+        Context::Packed { starts } => backend.attention(AttentionArgs { y: attended, qkv, heads, starts, scale }),
+        Context::Paged { pages, slots, rows } => {
+            backend.kv_write(KvWriteArgs { pages, qkv, heads, slots })?;
+            backend.attention_paged(AttentionPagedArgs { y: attended, qkv, heads, pages, rows, scale })
+        }
+    }
+}
+
+/// The family's norm: RMSNorm, or LayerNorm for Cohere.
+pub(super) fn norm<B: Backend>(
+    backend: &B,
+    config: &DecoderConfig,
+    y: &mut B::Tensor,
+    x: &B::Tensor,
+    weight: &B::Tensor,
+) -> Result<()> {
+    let eps = config.norm_eps;
+    match config.architecture {
+        Architecture::Llama | Architecture::Qwen2 => backend.rms_norm(RmsNormArgs { y, x, weight, eps }),
+        Architecture::Cohere => backend.layer_norm(LayerNormArgs { y, x, weight, eps }),
+    }
+}

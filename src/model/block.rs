@@ -1,8 +1,8 @@
 //! One decoder layer, forward. The only place that knows in which order its ops run.
 
 use super::config::{Architecture, DecoderConfig};
+use super::decoder::Decoder;
 use super::layer_weights::LayerWeights;
-use super::rotary::RotaryTables;
 use crate::error::Result;
 use crate::ops::{
     AttentionArgs, AttentionPagedArgs, Backend, HeadNormArgs, Heads, KvCache, KvWriteArgs, LayerNormArgs, LinearArgs, PagedRow,
@@ -69,84 +69,85 @@ impl DecoderConfig {
     }
 }
 
-/// x = layer(x). `x`: [rows, hidden_size]; `positions`: one a row.
-///
-/// Llama, Qwen2: x += attention(norm(x)); x += mlp(norm(x)). Cohere: h = norm(x); x += attention(h); x += mlp(h).
-///
-/// # Errors
-/// Those of the ops.
-pub fn block<B: Backend>(
-    backend: &B,
-    config: &DecoderConfig,
-    rotary: &RotaryTables<B::Tensor>,
-    weights: &LayerWeights<B>,
-    x: &mut B::Tensor,
-    positions: &[u32],
-    context: Context<'_, B>,
-    scratch: &mut Scratch<B>,
-) -> Result<()> {
-    scratch.fit(backend, config, x.rows())?;
-    norm(backend, config, &mut scratch.normed, x, &weights.input_norm)?;
-    attend(backend, config, rotary, weights, positions, context, scratch)?;
-    backend.linear(LinearArgs {
-        y: x,
-        x: &scratch.attended,
-        weight: &weights.o,
-        bias: weights.o_bias.as_ref(),
-        accumulate: true,
-    })?;
-    if let Some(post_norm) = &weights.post_norm {
-        norm(backend, config, &mut scratch.normed, x, post_norm)?;
+impl<B: Backend> Decoder<B> {
+    /// x = layer(x), in place. `x`: [rows, hidden_size]; `positions`: one a row.
+    ///
+    /// Llama, Qwen2: x += attention(norm(x)); x += mlp(norm(x)). Cohere: h = norm(x); x += attention(h); x += mlp(h).
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn run_layer(
+        &self,
+        weights: &LayerWeights<B>,
+        x: &mut B::Tensor,
+        positions: &[u32],
+        context: Context<'_, B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (backend, config) = (self.backend(), self.config());
+        scratch.fit(backend, config, x.rows())?;
+        norm(backend, config, &mut scratch.normed, x, &weights.input_norm)?;
+        self.attend(weights, positions, context, scratch)?;
+        backend.linear(LinearArgs {
+            y: x,
+            x: &scratch.attended,
+            weight: &weights.o,
+            bias: weights.o_bias.as_ref(),
+            accumulate: true,
+        })?;
+        if let Some(post_norm) = &weights.post_norm {
+            norm(backend, config, &mut scratch.normed, x, post_norm)?;
+        }
+        backend.linear(LinearArgs {
+            y: &mut scratch.gate_up,
+            x: &scratch.normed,
+            weight: &weights.gate_up,
+            bias: weights.gate_up_bias.as_ref(),
+            accumulate: false,
+        })?;
+        backend.swiglu(SwigluArgs { y: &mut scratch.activated, gate_up: &scratch.gate_up })?;
+        backend.linear(LinearArgs {
+            y: x,
+            x: &scratch.activated,
+            weight: &weights.down,
+            bias: weights.down_bias.as_ref(),
+            accumulate: true,
+        })
     }
-    backend.linear(LinearArgs {
-        y: &mut scratch.gate_up,
-        x: &scratch.normed,
-        weight: &weights.gate_up,
-        bias: weights.gate_up_bias.as_ref(),
-        accumulate: false,
-    })?;
-    backend.swiglu(SwigluArgs { y: &mut scratch.activated, gate_up: &scratch.gate_up })?;
-    backend.linear(LinearArgs {
-        y: x,
-        x: &scratch.activated,
-        weight: &weights.down,
-        bias: weights.down_bias.as_ref(),
-        accumulate: true,
-    })
-}
 
-/// scratch.attended = attention heads of scratch.normed, before o_proj.
-fn attend<B: Backend>(
-    backend: &B,
-    config: &DecoderConfig,
-    rotary: &RotaryTables<B::Tensor>,
-    weights: &LayerWeights<B>,
-    positions: &[u32],
-    context: Context<'_, B>,
-    scratch: &mut Scratch<B>,
-) -> Result<()> {
-    let heads = config.heads();
-    let Scratch { normed, qkv, attended, .. } = scratch;
-    backend.linear(LinearArgs { y: qkv, x: normed, weight: &weights.qkv, bias: weights.qkv_bias.as_ref(), accumulate: false })?;
-    if let Some([q_norm, k_norm]) = &weights.qk_norm {
-        backend.head_norm(HeadNormArgs { x: qkv, weight: q_norm, first_col: 0, eps: config.norm_eps })?;
-        backend.head_norm(HeadNormArgs { x: qkv, weight: k_norm, first_col: heads.q_cols(), eps: config.norm_eps })?;
-    }
-    backend.rope(RopeArgs {
-        x: qkv,
-        heads: heads.heads + heads.kv_heads,
-        cos: &rotary.cos,
-        sin: &rotary.sin,
-        positions,
-        interleaved: config.architecture == Architecture::Cohere,
-    })?;
-    #[expect(clippy::cast_precision_loss, reason = "head_dim is small")]
-    let scale = 1.0 / (heads.head_dim as f32).sqrt();
-    match context {
-        Context::Packed { starts } => backend.attention(AttentionArgs { y: attended, qkv, heads, starts, scale }),
-        Context::Paged { pages, slots, rows } => {
-            backend.kv_write(KvWriteArgs { pages, qkv, heads, slots })?;
-            backend.attention_paged(AttentionPagedArgs { y: attended, qkv, heads, pages, rows, scale })
+    /// scratch.attended = attention heads of scratch.normed, before o_proj.
+    fn attend(
+        &self,
+        weights: &LayerWeights<B>,
+        positions: &[u32],
+        context: Context<'_, B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (backend, config) = (self.backend(), self.config());
+        let heads = config.heads();
+        let Scratch { normed, qkv, attended, .. } = scratch;
+        backend.linear(LinearArgs {
+            y: qkv,
+            x: normed,
+            weight: &weights.qkv,
+            bias: weights.qkv_bias.as_ref(),
+            accumulate: false,
+        })?;
+        if let Some([q_norm, k_norm]) = &weights.qk_norm {
+            backend.head_norm(HeadNormArgs { x: qkv, weight: q_norm, first_col: 0, eps: config.norm_eps })?;
+            backend.head_norm(HeadNormArgs { x: qkv, weight: k_norm, first_col: heads.q_cols(), eps: config.norm_eps })?;
+        }
+        let (cos, sin) = self.rotary_tables();
+        let interleaved = config.architecture == Architecture::Cohere;
+        backend.rope(RopeArgs { x: qkv, heads: heads.heads + heads.kv_heads, cos, sin, positions, interleaved })?;
+        #[expect(clippy::cast_precision_loss, reason = "head_dim is small")]
+        let scale = 1.0 / (heads.head_dim as f32).sqrt();
+        match context {
+            Context::Packed { starts } => backend.attention(AttentionArgs { y: attended, qkv, heads, starts, scale }),
+            Context::Paged { pages, slots, rows } => {
+                backend.kv_write(KvWriteArgs { pages, qkv, heads, slots })?;
+                backend.attention_paged(AttentionPagedArgs { y: attended, qkv, heads, pages, rows, scale })
+            }
         }
     }
 }

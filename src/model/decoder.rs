@@ -1,7 +1,7 @@
 //! The decoder: embedding, layers by a [`LayerPlan`], final norm, head. One for all families.
 
 use super::batch::Batch;
-use super::block::{Context, Scratch, block, norm};
+use super::block::{Context, Scratch, norm};
 use super::config::DecoderConfig;
 use super::folder::ModelFolder;
 use super::layer_plan::LayerPlan;
@@ -110,19 +110,9 @@ impl<B: Backend> Decoder<B> {
         Ok(y)
     }
 
-    /// x = layer(x), in place.
-    ///
-    /// # Errors
-    /// Those of the ops.
-    pub fn run_layer(
-        &self,
-        weights: &LayerWeights<B>,
-        x: &mut B::Tensor,
-        positions: &[u32],
-        context: Context<'_, B>,
-        scratch: &mut Scratch<B>,
-    ) -> Result<()> {
-        block(&self.backend, self.config(), &self.rotary, weights, x, positions, context, scratch)
+    /// Cosines and sines of all positions: [positions, head_dim / 2].
+    pub(super) fn rotary_tables(&self) -> (&B::Tensor, &B::Tensor) {
+        (&self.rotary.cos, &self.rotary.sin)
     }
 
     /// Final norm of hidden states.

@@ -8,12 +8,12 @@ pub mod folder;
 pub mod generate;
 pub mod kv_pages;
 pub mod layer_plan;
+pub mod layer_weights;
+pub mod rotary;
 pub mod safetensors;
 pub mod shard_index;
 pub mod tensor_set;
 mod unique_map;
-pub mod layer_weights;
-pub mod rotary;
 
 pub use batch::Batch;
 pub use block::{Context, Scratch};

@@ -26,11 +26,6 @@ impl<T> RotaryTables<T> {
         for position in 0..positions {
             for &frequency in &frequencies {
                 // The angle is rounded to f32 as transformers has it; its cosine is taken in f64 and rounded once.
-                #[expect(
-                    clippy::cast_precision_loss,
-                    clippy::cast_possible_truncation,
-                    reason = "positions are below 2^24; rounding to f32 is meant"
-                )]
                 let angle = f64::from(position as f32 * frequency);
                 #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
                 {

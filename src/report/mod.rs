@@ -3,8 +3,3 @@
 pub mod scan_json;
 
 pub use scan_json::ScanJson;
-
-/// stub
-pub fn render_html(_: &ScanJson) -> String { String::new() }
-/// stub
-pub fn render_heatmap(_: &ScanJson) -> String { String::new() }

@@ -119,12 +119,14 @@ impl Journal {
         for (index, line) in bytes[..whole].split_inclusive(|&b| b == b'\n').enumerate() {
             let at = format!("line {}", index + 1);
             if index == 0 {
-                let found: Map<String, Value> = serde_json::from_slice(line)
-                    .map_err(|e| Error::data(&self.path, &at, format!("not a scan's journal: {e}")).with_help("pass --force to begin anew"))?;
+                let found: Map<String, Value> = serde_json::from_slice(line).map_err(|e| {
+                    Error::data(&self.path, &at, format!("not a scan's journal: {e}")).with_help("pass --force to begin anew")
+                })?;
                 self.compare(&found, header)?;
             } else {
                 entries.push(serde_json::from_slice(line).map_err(|e| {
-                    Error::data(&self.path, &at, format!("damaged: {e}")).with_help("delete this line and those after it, or pass --force")
+                    Error::data(&self.path, &at, format!("damaged: {e}"))
+                        .with_help("delete this line and those after it, or pass --force")
                 })?);
             }
         }
@@ -149,7 +151,11 @@ impl Journal {
     pub fn append(&mut self, entries: &[Entry]) -> Result<()> {
         let mut text = Vec::new();
         for entry in entries {
-            serde_json::to_writer(&mut text, entry).map_err(|e| Error::Io { action: "write", path: self.path.clone(), source: e.into() })?;
+            serde_json::to_writer(&mut text, entry).map_err(|e| Error::Io {
+                action: "write",
+                path: self.path.clone(),
+                source: e.into(),
+            })?;
             text.push(b'\n');
         }
         self.write(&text)

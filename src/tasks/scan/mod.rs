@@ -159,8 +159,6 @@ pub fn run<B: Backend>(
         peak_memory_bytes: crate::machine::peak_memory_bytes(),
     };
     crate::io::write(&request.out.join("scan.json"), scan.to_text()?.as_bytes())?;
-    crate::io::write(&request.out.join("heatmap.svg"), crate::report::render_heatmap(&scan).as_bytes())?;
-    crate::io::write(&request.out.join("report.html"), crate::report::render_html(&scan).as_bytes())?;
     Ok(scan)
 }
 
@@ -172,28 +170,38 @@ fn check<B: Backend>(decoder: &Decoder<B>, request: &Request, material: &Materia
     }
     let candidates = plan.kept().iter().filter(|l| !request.protect.contains(l)).count();
     if request.remove == 0 || request.remove > candidates || request.remove >= plan.kept().len() {
-        return Err(Error::request(format!("cannot remove {} layers: {candidates} of {} are candidates", request.remove, plan.kept().len()))
-            .with_help("lower --remove, or protect fewer layers with --protect"));
+        return Err(Error::request(format!(
+            "cannot remove {} layers: {candidates} of {} are candidates",
+            request.remove,
+            plan.kept().len()
+        ))
+        .with_help("lower --remove, or protect fewer layers with --protect"));
     }
     if let Some(delta) = request.race {
         if !(delta > 0.0 && delta < 1.0) {
             return Err(Error::request(format!("--race-delta must lie between 0 and 1, not {delta}")));
         }
         if !matches!(request.metric, Metric::Nll | Metric::Kl) {
-            return Err(Error::request(format!("--race compares mean losses: it works with --metric nll and kl, not {}", request.metric.name())));
+            return Err(Error::request(format!(
+                "--race compares mean losses: it works with --metric nll and kl, not {}",
+                request.metric.name()
+            )));
         }
     }
     match (material, request.metric) {
         (Material::Texts([]), _) => Err(Error::request("the data holds no text to score on")),
-        (Material::Texts(_), Metric::Text(_)) | (Material::Prompts { .. }, Metric::Nll | Metric::Kl | Metric::Bi | Metric::Tail) => {
+        (Material::Texts(_), Metric::Text(_))
+        | (Material::Prompts { .. }, Metric::Nll | Metric::Kl | Metric::Bi | Metric::Tail) => {
             Err(Error::request(format!("--metric {} does not go with this material", request.metric.name())))
         }
-        (Material::Prompts { prompts, .. }, _) if prompts.is_empty() => Err(Error::request("the data holds no record to generate from")),
-        (Material::Prompts { prompts, .. }, _) if !request.self_references => match prompts.iter().find(|p| p.reference.is_none()) {
-            Some(prompt) => Err(Error::request(format!("record {} has no target text to compare with", prompt.record + 1))
-                .with_help("add targets, or score against the unpruned model's own texts with --references self")),
-            None => Ok(()),
-        },
+        (Material::Prompts { prompts: [], .. }, _) => Err(Error::request("the data holds no record to generate from")),
+        (Material::Prompts { prompts, .. }, _) if !request.self_references => {
+            match prompts.iter().find(|p| p.reference.is_none()) {
+                Some(prompt) => Err(Error::request(format!("record {} has no target text to compare with", prompt.record + 1))
+                    .with_help("add targets, or score against the unpruned model's own texts with --references self")),
+                None => Ok(()),
+            }
+        }
         _ => Ok(()),
     }
 }

@@ -120,10 +120,14 @@ mod tests {
 
     #[test]
     fn quantiles_agree_with_published_tables() {
-        for (upper, z) in [(0.025, 1.959_963_985), (0.001, 3.090_232_306), (1e-6, 4.753_424_309), (0.5, 0.0), (0.975, -1.959_963_985)] {
+        for (upper, z) in
+            [(0.025, 1.959_963_985), (0.001, 3.090_232_306), (1e-6, 4.753_424_309), (0.5, 0.0), (0.975, -1.959_963_985)]
+        {
             assert!((normal_quantile(upper) - z).abs() < 1e-8, "{upper}: {}", normal_quantile(upper));
         }
-        for (upper, freedom, t) in [(0.025, 15, 2.131_450), (0.001, 20, 3.551_808), (0.0005, 30, 3.645_959), (0.025, 100, 1.983_972)] {
+        for (upper, freedom, t) in
+            [(0.025, 15, 2.131_450), (0.001, 20, 3.551_808), (0.0005, 30, 3.645_959), (0.025, 100, 1.983_972)]
+        {
             let found = student_quantile(upper, freedom);
             assert!((found - t).abs() < 2e-3 * t, "{upper} {freedom}: {found}");
         }
@@ -157,7 +161,8 @@ mod tests {
             let raw: Vec<f64> = order(records, 1000 + trial).iter().map(|&i| (i as f64 / 100.0 - 0.995).powi(3)).collect();
             let bias = raw.iter().sum::<f64>() / records as f64 + 1e-9;
             let differences: Vec<f64> = raw.iter().map(|d| d - bias).collect();
-            let dropped = (super::FIRST_LOOK..records).step_by(super::CHUNK).any(|n| hopeless(&differences[..n], records, comparison));
+            let dropped =
+                (super::FIRST_LOOK..records).step_by(super::CHUNK).any(|n| hopeless(&differences[..n], records, comparison));
             wrong += usize::from(dropped);
         }
         assert!(wrong <= 20, "{wrong} of 2000 at 1 %");

@@ -49,7 +49,9 @@ impl<'a, B: Backend> Rounds<'a, B> {
     ) -> Result<Self> {
         let rule = match (request.metric, material) {
             (Metric::Text(metric), _) => Rule::Corpus(Scorer::new(metric)),
-            (Metric::Bi | Metric::Tail, Material::Texts(examples)) => Rule::Mean(examples.iter().map(|e| e.ids.len() as u64).collect()),
+            (Metric::Bi | Metric::Tail, Material::Texts(examples)) => {
+                Rule::Mean(examples.iter().map(|e| e.ids.len() as u64).collect())
+            }
             (_, Material::Texts(examples)) => {
                 if let Some(empty) = examples.iter().find(|e| e.targets.is_empty()) {
                     return Err(Error::request(format!("record {} has no target token", empty.record + 1)));
@@ -139,10 +141,16 @@ impl<'a, B: Backend> Rounds<'a, B> {
         };
         let baseline = before.or_else(|| sheet.score(&self.rule, None));
         self.progress.note(&match baseline {
-            Some(baseline) => format!("{what}: layer {removed} removed, {} {baseline:.4} -> {score:.4}", self.request.metric.name()),
+            Some(baseline) => {
+                format!("{what}: layer {removed} removed, {} {baseline:.4} -> {score:.4}", self.request.metric.name())
+            }
             None => format!("{what}: layer {removed} removed, {} {score:.4}", self.request.metric.name()),
         });
-        Ok(Outcome { round: Round { round: number, baseline, scores, partial, removed, score, margin, seconds }, base_speed, speed })
+        Ok(Outcome {
+            round: Round { round: number, baseline, scores, partial, removed, score, margin, seconds },
+            base_speed,
+            speed,
+        })
     }
 
     fn records(&self) -> usize {
@@ -159,7 +167,9 @@ impl<'a, B: Backend> Rounds<'a, B> {
             if !score.is_finite() {
                 return Err(Error::Device {
                     problem: format!("without layer {layer} the model's {} is {score}", self.request.metric.name()),
-                    help: Some("the activations overflow: try --dtype f32, and look for damaged weights with `prunectl inspect`".into()),
+                    help: Some(
+                        "the activations overflow: try --dtype f32, and look for damaged weights with `prunectl inspect`".into(),
+                    ),
                 });
             }
             if best.is_none_or(|(_, leader)| self.rule.beats(score, leader)) {
@@ -182,7 +192,8 @@ impl<'a, B: Backend> Rounds<'a, B> {
         if others.is_empty() {
             others = partial.iter().map(|(&l, p)| (l, p.score)).collect();
         }
-        let (runner_up, _) = others.into_iter().reduce(|best, other| if self.rule.beats(other.1, best.1) { other } else { best })?;
+        let (runner_up, _) =
+            others.into_iter().reduce(|best, other| if self.rule.beats(other.1, best.1) { other } else { best })?;
         let (difference, interval) = sheet.margin(&self.rule, winner, runner_up)?;
         Some(Margin { runner_up, difference, interval })
     }
@@ -194,7 +205,13 @@ impl<'a, B: Backend> Rounds<'a, B> {
         }
     }
 
-    fn sweep_request<'r>(&self, plan: &'r LayerPlan, candidates: &'r [usize], examples: &'r [&'r Example], base: bool) -> SweepRequest<'r> {
+    fn sweep_request<'r>(
+        &self,
+        plan: &'r LayerPlan,
+        candidates: &'r [usize],
+        examples: &'r [&'r Example],
+        base: bool,
+    ) -> SweepRequest<'r> {
         let loss = if self.request.metric == Metric::Kl { Loss::Kl } else { Loss::Nll };
         SweepRequest { plan, candidates, examples, base, loss, budget: self.request.mem_budget }
     }
@@ -216,7 +233,11 @@ impl<'a, B: Backend> Rounds<'a, B> {
             let units = chunks.iter().map(|records| {
                 let (missing, examples) = (missing(sheet, candidates, records), self.examples(records));
                 let base = base && records.iter().any(|&r| !sheet.has(None, r));
-                if missing.is_empty() && !base { 0 } else { sweep::work_units(self.decoder, &self.sweep_request(plan, &missing, &examples, base)) }
+                if missing.is_empty() && !base {
+                    0
+                } else {
+                    sweep::work_units(self.decoder, &self.sweep_request(plan, &missing, &examples, base))
+                }
             });
             self.progress.begin(what, units.sum());
         }
@@ -228,7 +249,11 @@ impl<'a, B: Backend> Rounds<'a, B> {
             }
             let examples = self.examples(records);
             let losses = sweep(self.decoder, &self.sweep_request(plan, &missing, &examples, base), self.progress)?;
-            let rows = losses.base.into_iter().map(|sums| (None, sums)).chain(losses.candidates.into_iter().map(|(l, sums)| (Some(l), sums)));
+            let rows = losses
+                .base
+                .into_iter()
+                .map(|sums| (None, sums))
+                .chain(losses.candidates.into_iter().map(|(l, sums)| (Some(l), sums)));
             self.enter(number, records, rows, sheet)?;
         }
         if announce.is_some() {
@@ -252,7 +277,12 @@ impl<'a, B: Backend> Rounds<'a, B> {
                     return Err(self.not_finite(layer, record, *sum));
                 }
             }
-            entries.push(Entry::Shares { round, layer, records: records.to_vec(), shares: sums.into_iter().map(Share::Sum).collect() });
+            entries.push(Entry::Shares {
+                round,
+                layer,
+                records: records.to_vec(),
+                shares: sums.into_iter().map(Share::Sum).collect(),
+            });
         }
         self.journal.append(&entries)?;
         for entry in entries {
@@ -310,9 +340,16 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let mut seen = 0;
         while seen < order.len() {
             // With one left there is nothing to look for: the rest is scored in one go.
-            let step = if alive.len() == 1 { order.len() } else if seen == 0 { race::FIRST_LOOK } else { race::CHUNK };
+            let step = if alive.len() == 1 {
+                order.len()
+            } else if seen == 0 {
+                race::FIRST_LOOK
+            } else {
+                race::CHUNK
+            };
             let until = (seen + step).min(order.len());
-            self.progress.begin(&format!("{what}: {} candidates, records {}-{until} of {}", alive.len(), seen + 1, order.len()), 0);
+            self.progress
+                .begin(&format!("{what}: {} candidates, records {}-{until} of {}", alive.len(), seen + 1, order.len()), 0);
             self.score_losses(number, plan, &alive, base, &order[seen..until], None, sheet)?;
             self.progress.end();
             seen = until;
@@ -330,7 +367,8 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let sums = |layer: usize| -> Vec<f64> {
             seen.iter().map(|&r| if let Some(Share::Sum(sum)) = sheet.share(Some(layer), r) { *sum } else { 0.0 }).collect()
         };
-        let totals: Vec<(usize, Vec<f64>, f64)> = alive.iter().map(|&l| (l, sums(l))).map(|(l, s)| (l, s.iter().sum(), s)).map(|(l, t, s)| (l, s, t)).collect();
+        let totals: Vec<(usize, Vec<f64>, f64)> =
+            alive.iter().map(|&l| (l, sums(l))).map(|(l, s)| (l, s.iter().sum(), s)).map(|(l, t, s)| (l, s, t)).collect();
         let Some(leader) = totals.iter().reduce(|best, other| if other.2 < best.2 { other } else { best }) else {
             return (alive.to_vec(), BTreeMap::new());
         };
@@ -431,7 +469,9 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let batch = Batch::pack(sequences);
         let mut scratch = Scratch::new(self.decoder.backend())?;
         let start = Instant::now();
-        let x = self.decoder.forward(&batch, plan, &mut scratch, |_, _| self.progress.check("the round's scores are in the journal"))?;
+        let x = self
+            .decoder
+            .forward(&batch, plan, &mut scratch, |_, _| self.progress.check("the round's scores are in the journal"))?;
         let (rows, tokens) = packed_targets(&batch.starts, targets);
         self.decoder.losses(&self.decoder.normed_rows(&x, &rows)?, &tokens, None)?;
         #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]

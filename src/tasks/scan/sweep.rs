@@ -107,7 +107,9 @@ pub fn influence<B: Backend>(
         let mut of_layer = Vec::with_capacity(examples.len());
         for ((before, after), micro) in before.iter().zip(&state).zip(&walk.micro) {
             let cosines = decoder.backend().block_influence(BlockInfluenceArgs { before, after })?;
-            of_layer.extend(micro.batch.starts.windows(2).map(|w| cosines[w[0] as usize..w[1] as usize].iter().map(|c| 1.0 - c).sum::<f64>()));
+            of_layer.extend(
+                micro.batch.starts.windows(2).map(|w| cosines[w[0] as usize..w[1] as usize].iter().map(|c| 1.0 - c).sum::<f64>()),
+            );
         }
         sums.insert(layer, of_layer);
     }
@@ -228,7 +230,14 @@ impl<'a, B: Backend> Walk<'a, B> {
     }
 
     /// Walks the plan from index `from` with the base at `base`.
-    fn group(&mut self, base: State<B>, from: usize, group: &[usize], next_fork: Option<usize>, wants_base: bool) -> Result<GroupDone<B>> {
+    fn group(
+        &mut self,
+        base: State<B>,
+        from: usize,
+        group: &[usize],
+        next_fork: Option<usize>,
+        wants_base: bool,
+    ) -> Result<GroupDone<B>> {
         let kept = self.request.plan.kept();
         // The base is needed up to the last fork, up to the next group's first one, or to the end.
         let base_until = match (next_fork, wants_base) {

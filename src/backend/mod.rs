@@ -1,1 +1,5 @@
 //! Implementations of the op traits.
+
+mod device;
+
+pub use device::{DeviceChoice, DeviceRequest, choose_device};

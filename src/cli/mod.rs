@@ -4,23 +4,29 @@
 mod bench;
 mod doctor;
 mod eval;
+mod examples;
 mod import;
 mod inspect;
+mod meter;
 mod prune;
+mod reporter;
 mod scan;
 mod score;
 mod shell;
+mod signals;
+mod style;
 mod translate;
 pub(crate) mod ui;
 
+use crate::backend::DeviceRequest;
 use crate::error::Result;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Make a language model shallower and keep it good.
 #[derive(Debug, Parser)]
-#[command(name = "prunectl", version, arg_required_else_help = true, propagate_version = true)]
+#[command(name = "prunectl", version, arg_required_else_help = true, propagate_version = true, after_help = examples::all())]
 pub struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -44,9 +50,9 @@ pub enum Color {
 pub struct Global {
     /// Where to compute: auto (a usable GPU, else the CPU), cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
-    pub(crate) device: String,
+    pub(crate) device: DeviceRequest,
     /// Threads of the CPU backend (default: all)
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = at_least_one)]
     pub(crate) threads: Option<usize>,
     /// One JSON document on standard output and nothing else there
     #[arg(long, global = true)]
@@ -64,16 +70,27 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(after_help = examples::import())]
     Import(import::Import),
+    #[command(after_help = examples::inspect())]
     Inspect(inspect::Inspect),
+    #[command(after_help = examples::scan())]
     Scan(scan::Scan),
+    #[command(after_help = examples::prune())]
     Prune(prune::Prune),
+    #[command(after_help = examples::eval())]
     Eval(eval::Eval),
+    #[command(after_help = examples::translate())]
     Translate(translate::Translate),
+    #[command(after_help = examples::score())]
     Score(score::Score),
+    #[command(after_help = examples::bench())]
     Bench(bench::Bench),
+    #[command(after_help = examples::doctor())]
     Doctor(doctor::Doctor),
+    #[command(after_help = examples::completions())]
     Completions(shell::Completions),
+    #[command(after_help = examples::man())]
     Man(shell::Man),
 }
 
@@ -95,17 +112,50 @@ impl Command {
     }
 }
 
+/// `--threads`: 0 means nothing.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least 1 is needed".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("expected a whole number".into()),
+    }
+}
+
+/// What `--color` asks for, before anything is parsed: usage errors and help obey it too.
+fn color_of(args: &[OsString]) -> ColorChoice {
+    let mut asked = ColorChoice::Auto;
+    let mut args = args.iter().filter_map(|a| a.to_str()).take_while(|&a| a != "--");
+    while let Some(arg) = args.next() {
+        let value = if arg == "--color" { args.next() } else { arg.strip_prefix("--color=") };
+        asked = match value {
+            Some("always") => ColorChoice::Always,
+            Some("never") => ColorChoice::Never,
+            Some("auto") => ColorChoice::Auto,
+            _ => asked,
+        };
+    }
+    asked
+}
+
 /// Parses `args` (the program's name first), runs the command, reports an error, and gives the exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    ui::report_panics();
+    let args: Vec<OsString> = args.into_iter().collect();
+    let parsed = Cli::command().color(color_of(&args)).try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to standard output with code 0, usage errors to standard error with code 2.
+            // A reader that left before the end of the help is no failure.
             let code = u8::try_from(error.exit_code()).unwrap_or(2);
             let _ = error.print();
             return ExitCode::from(code);
         }
     };
+    if let Some(threads) = cli.global.threads {
+        // Fails only where a pool exists already, as in the caller of a second `main` in one process.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
     let ui = ui::Ui::new(&cli.global);
     match cli.command.run(&ui) {
         Ok(()) => ExitCode::SUCCESS,

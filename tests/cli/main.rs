@@ -1,2 +1,7 @@
-//! The program as its users meet it: output, exit codes, interruption, bad input.
+//! The program as its users meet it: output, exit codes, interruption, bad input. One file a command; what is common to
+//! all commands is in `general`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod general;
+mod shell;
+mod util;

@@ -1,3 +1,4 @@
 //! What the commands do, without terminals or flags: a checked request in, a serialisable report out.
 
+pub mod import;
 pub mod scan;

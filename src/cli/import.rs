@@ -55,7 +55,11 @@ fn text(report: &Report) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(out, "{}: {}, {} layers", report.out.display(), report.architecture, report.num_hidden_layers);
-    let _ = writeln!(out, "  weights    {} tensors, {} parameters, {} bytes of {}", report.tensors, report.parameters, report.bytes, report.dtype);
+    let _ = writeln!(
+        out,
+        "  weights    {} tensors, {} parameters, {} bytes of {}",
+        report.tensors, report.parameters, report.bytes, report.dtype
+    );
     let _ = writeln!(out, "  from       {}", types.join(", "));
     let _ = writeln!(
         out,

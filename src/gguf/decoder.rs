@@ -146,12 +146,7 @@ pub fn plan(gguf: &Gguf) -> Result<Plan> {
     let mut collector = Collector { gguf, claimed: BTreeSet::new(), tensors: Vec::new() };
     let mut config = common_config(gguf, family, &sizes)?;
 
-    collector.take(
-        "model.embed_tokens.weight".into(),
-        "token_embd.weight".into(),
-        &[sizes.vocab, sizes.hidden],
-        None,
-    )?;
+    collector.take("model.embed_tokens.weight".into(), "token_embd.weight".into(), &[sizes.vocab, sizes.hidden], None)?;
     layers(&mut collector, family, &sizes, &mut config)?;
     collector.take("model.norm.weight".into(), "output_norm.weight".into(), &[sizes.hidden], None)?;
     let tied = family == Family::CommandR || !collector.has("output.weight");
@@ -357,7 +352,11 @@ fn common_config(gguf: &Gguf, family: Family, sizes: &Sizes) -> Result<Map<Strin
         }
         (Family::CommandR, None) => return Err(gguf.missing(&key("logit_scale"))),
         (_, Some(scale)) if scale.to_bits() != 1.0_f32.to_bits() => {
-            return Err(Error::unsupported(gguf.path(), format!("key {}", key("logit_scale")), "is not supported for this family"));
+            return Err(Error::unsupported(
+                gguf.path(),
+                format!("key {}", key("logit_scale")),
+                "is not supported for this family",
+            ));
         }
         _ => {}
     }
@@ -459,8 +458,8 @@ fn layers(collector: &mut Collector<'_>, family: Family, sizes: &Sizes, config: 
             (false, false)
         }
     };
-    let qk_norm = family == Family::CommandR
-        && collector.all_or_none(sizes.layers, &["attn_q_norm.weight", "attn_k_norm.weight"])?;
+    let qk_norm =
+        family == Family::CommandR && collector.all_or_none(sizes.layers, &["attn_q_norm.weight", "attn_k_norm.weight"])?;
     if family == Family::CommandR {
         config.insert("use_qk_norm".into(), qk_norm.into());
     }

@@ -113,10 +113,7 @@ fn scale_and_minimum(packed: &[u8], group: usize) -> (f32, f32) {
     let (scale, minimum) = if group < 4 {
         (packed[group] & 63, packed[group + 4] & 63)
     } else {
-        (
-            (packed[group + 4] & 15) | ((packed[group - 4] >> 6) << 4),
-            (packed[group + 4] >> 4) | ((packed[group] >> 6) << 4),
-        )
+        ((packed[group + 4] & 15) | ((packed[group - 4] >> 6) << 4), (packed[group + 4] >> 4) | ((packed[group] >> 6) << 4))
     };
     (f32::from(scale), f32::from(minimum))
 }

@@ -120,7 +120,10 @@ impl Gguf {
         let number = match self.value(key) {
             None => return Ok(None),
             Some(Value::Float32(x)) => *x,
-            #[expect(clippy::cast_possible_truncation, reason = "rounded to f32 on purpose; an overflow becomes infinite, and is refused")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "rounded to f32 on purpose; an overflow becomes infinite, and is refused"
+            )]
             Some(Value::Float64(x)) => *x as f32,
             Some(other) => return Err(self.mistyped(key, "a float", other)),
         };

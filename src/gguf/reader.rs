@@ -65,7 +65,9 @@ impl Gguf {
             version if version.swap_bytes() <= 3 && version != 0 => {
                 return Err(Error::unsupported(path, "", "a big-endian GGUF file; only little-endian ones are supported"));
             }
-            version => return Err(Error::unsupported(path, "", format!("GGUF version {version}; versions 2 and 3 are supported"))),
+            version => {
+                return Err(Error::unsupported(path, "", format!("GGUF version {version}; versions 2 and 3 are supported")));
+            }
         }
         // A tensor record has at least a name's length, one dimension, a type and an offset; a pair a length, type and byte.
         let tensor_count = cursor.count(8 + 4 + 8 + 4 + 8, "the number of tensors")?;
@@ -188,7 +190,9 @@ impl Record {
                 Some(from..from.checked_add(length)?)
             })
             .filter(|range| range.end <= end)
-            .ok_or_else(|| bad(format!("{kind} {shape:?} at offset {offset} reaches beyond the end of the file ({end} bytes)")))?;
+            .ok_or_else(|| {
+                bad(format!("{kind} {shape:?} at offset {offset} reaches beyond the end of the file ({end} bytes)"))
+            })?;
         Ok(TensorInfo { kind, shape, range })
     }
 }
@@ -207,7 +211,11 @@ impl<'a> Cursor<'a> {
 
     fn take(&mut self, length: usize, what: &str) -> Result<&'a [u8]> {
         let taken = self.at.checked_add(length).and_then(|end| self.bytes.get(self.at..end)).ok_or_else(|| {
-            Error::data(self.path, what, format!("needs {length} bytes where {} are left: the file is truncated or lies", self.left()))
+            Error::data(
+                self.path,
+                what,
+                format!("needs {length} bytes where {} are left: the file is truncated or lies", self.left()),
+            )
         })?;
         self.at += length;
         Ok(taken)
@@ -230,9 +238,10 @@ impl<'a> Cursor<'a> {
     /// A count of things that take at least `least` bytes each.
     fn count(&mut self, least: usize, what: &str) -> Result<usize> {
         let count = self.u64(what)?;
-        usize::try_from(count).ok().filter(|n| n.checked_mul(least).is_some_and(|bytes| bytes <= self.left())).ok_or_else(|| {
-            Error::data(self.path, what, format!("{count} do not fit in the {} bytes that are left", self.left()))
-        })
+        usize::try_from(count)
+            .ok()
+            .filter(|n| n.checked_mul(least).is_some_and(|bytes| bytes <= self.left()))
+            .ok_or_else(|| Error::data(self.path, what, format!("{count} do not fit in the {} bytes that are left", self.left())))
     }
 
     fn range(&mut self, length: usize, what: &str) -> Result<Range<usize>> {

@@ -58,9 +58,7 @@ impl Llama3 {
         // Between the plateaus, smooth is linear in 1 / wavelength: two points give both parameters.
         let smooth: Vec<(f64, f64)> = exponents(factors)
             .filter(|(_, found)| *found > 1.0 && *found < factor)
-            .map(|(exponent, found)| {
-                (1.0 / (TAU * theta.powf(exponent)), (1.0 / found - 1.0 / factor) / (1.0 - 1.0 / factor))
-            })
+            .map(|(exponent, found)| (1.0 / (TAU * theta.powf(exponent)), (1.0 / found - 1.0 / factor) / (1.0 - 1.0 / factor)))
             .collect();
         let fitted = match (smooth.first(), smooth.last()) {
             (Some((x, y)), Some((v, w))) if x > v => {

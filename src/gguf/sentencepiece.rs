@@ -18,7 +18,11 @@ pub(super) fn parts(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts> {
     for byte in 0..=255_u8 {
         let text = format!("<0x{byte:02X}>");
         if vocabulary.ids.get(text.as_str()).is_none_or(|id| vocabulary.kinds[*id] != TokenKind::Byte) {
-            return Err(Error::unsupported(gguf.path(), format!("key {key}"), format!("a vocabulary without the byte token {text}")));
+            return Err(Error::unsupported(
+                gguf.path(),
+                format!("key {key}"),
+                format!("a vocabulary without the byte token {text}"),
+            ));
         }
     }
     let unknown = vocabulary.kinds.iter().position(|kind| *kind == TokenKind::Unknown).map(|id| vocabulary.texts[id]);
@@ -37,7 +41,8 @@ pub(super) fn parts(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts> {
     if prefix {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
-    let vocab: Map<String, Json> = vocabulary.texts.iter().enumerate().map(|(id, text)| ((*text).to_owned(), id.into())).collect();
+    let vocab: Map<String, Json> =
+        vocabulary.texts.iter().enumerate().map(|(id, text)| ((*text).to_owned(), id.into())).collect();
     Ok(Parts {
         normalizer,
         pre_tokenizer: Json::Null,
@@ -72,7 +77,10 @@ fn merges(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Vec<String>> {
             continue;
         }
         if text.len() > LONGEST {
-            return Err(gguf.bad_key("tokenizer.ggml.tokens", format!("token {id} has {} bytes, at most {LONGEST} are possible", text.len())));
+            return Err(gguf.bad_key(
+                "tokenizer.ggml.tokens",
+                format!("token {id} has {} bytes, at most {LONGEST} are possible", text.len()),
+            ));
         }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);

@@ -173,9 +173,11 @@ enum Splitting {
 }
 
 /// Llama 3: contractions, words with one leading mark, up to three digits, punctuation with line ends, white space.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen2: as Llama 3, but every digit apart.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>, pre: &str) -> Result<Parts> {
     // Where words are tokens, Llama 3's tokenizer takes them whole before it looks at merges.
@@ -192,7 +194,8 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>, pre: &str) -> Result<Par
             ));
         }
     };
-    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let byte_level =
+        |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
     let mut steps = match splitting {
         Splitting::Gpt2 => vec![byte_level(true)],
         Splitting::DigitsThenGpt2 => vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)],
@@ -204,9 +207,9 @@ fn byte_level(gguf: &Gguf, vocabulary: &Vocabulary<'_>, pre: &str) -> Result<Par
     if let Some(pattern) = absent_bytes(vocabulary) {
         steps.push(json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": false}));
     }
-    let pre_tokenizer =
-        if steps.len() == 1 { steps.remove(0) } else { json!({"type": "Sequence", "pretokenizers": steps}) };
-    let vocab: Map<String, Json> = vocabulary.texts.iter().enumerate().map(|(id, text)| ((*text).to_owned(), id.into())).collect();
+    let pre_tokenizer = if steps.len() == 1 { steps.remove(0) } else { json!({"type": "Sequence", "pretokenizers": steps}) };
+    let vocab: Map<String, Json> =
+        vocabulary.texts.iter().enumerate().map(|(id, text)| ((*text).to_owned(), id.into())).collect();
     Ok(Parts {
         normalizer: Json::Null,
         pre_tokenizer,
@@ -264,11 +267,8 @@ fn absent_bytes(vocabulary: &Vocabulary<'_>) -> Option<String> {
         .filter(|(_, kind)| matches!(kind, TokenKind::Normal | TokenKind::Unused))
         .flat_map(|(text, _)| text.chars())
         .collect();
-    let absent: String = (0..=255)
-        .map(byte_character)
-        .filter(|c| !present.contains(c))
-        .map(|c| format!(r"\x{{{:04X}}}", u32::from(c)))
-        .collect();
+    let absent: String =
+        (0..=255).map(byte_character).filter(|c| !present.contains(c)).map(|c| format!(r"\x{{{:04X}}}", u32::from(c))).collect();
     (!absent.is_empty()).then(|| format!("[{absent}]"))
 }
 

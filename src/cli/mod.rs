@@ -2,6 +2,7 @@
 //! One file a command; `print` is the only place that writes to standard output.
 
 mod bench;
+pub mod data_args;
 mod doctor;
 mod eval;
 mod examples;

@@ -1,5 +1,8 @@
 //! File formats: safetensors, config.json, shard indices, GGUF, JSONL; valid, broken and hostile.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod chat_template;
 mod folder;
+mod records;
 mod support;
+mod tokens;

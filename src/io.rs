@@ -102,13 +102,21 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Temporary folders are called this, in the folder of their target.
+const TEMPORARY: (&str, &str) = (".prunectl-", ".tmp");
+
 /// A folder that is filled under a temporary name beside its target and appears there only when complete.
 /// Dropped without [`NewFolder::commit`], it is removed with all its content.
+///
+/// What a killed process left behind is removed by the next that begins a folder in the same place. So that it never
+/// removes the folder of one that still runs, each holds a lock on its own, which the system drops with the process.
 #[derive(Debug)]
 pub struct NewFolder {
     temporary: tempfile::TempDir,
     target: PathBuf,
     replace: bool,
+    /// Held until the folder is complete or gone; `None` where the file system has no locks.
+    _lock: Option<File>,
 }
 
 impl NewFolder {
@@ -126,12 +134,27 @@ impl NewFolder {
         }
         let folder = parent(target);
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        let temporary = tempfile::Builder::new()
-            .prefix(".prunectl-")
-            .suffix(".tmp")
-            .tempdir_in(&folder)
-            .map_err(Error::io("create a folder in", &folder))?;
-        Ok(Self { temporary, target: target.to_path_buf(), replace: force })
+        remove_stale(&folder);
+        loop {
+            let temporary = tempfile::Builder::new()
+                .prefix(TEMPORARY.0)
+                .suffix(TEMPORARY.1)
+                .tempdir_in(&folder)
+                .map_err(Error::io("create a folder in", &folder))?;
+            // Between creation and lock another process may have taken it for a leftover: then take a new one.
+            let lock = match File::open(temporary.path()) {
+                Ok(file) => match file.try_lock() {
+                    Ok(()) => Some(file),
+                    Err(fs::TryLockError::WouldBlock) => continue,
+                    Err(fs::TryLockError::Error(_)) => None,
+                },
+                Err(_) if !temporary.path().exists() => continue,
+                Err(source) => return Err(Error::Io { action: "open", path: temporary.path().to_path_buf(), source }),
+            };
+            if temporary.path().exists() {
+                return Ok(Self { temporary, target: target.to_path_buf(), replace: force, _lock: lock });
+            }
+        }
     }
 
     /// Where to write meanwhile.
@@ -140,12 +163,13 @@ impl NewFolder {
         self.temporary.path()
     }
 
-    /// Fsyncs every file, then renames the folder to its target. A replaced folder is removed last.
+    /// Fsyncs every file, then renames the folder to its target. A folder that is replaced changes places with it in one
+    /// step where the system can do that (Linux, macOS), and is removed last.
     ///
     /// # Errors
     /// [`Error::Io`]; the former content of the target is still there.
     pub fn commit(self) -> Result<()> {
-        let Self { temporary, target, replace } = self;
+        let Self { temporary, target, replace, _lock } = self;
         for entry in fs::read_dir(temporary.path()).map_err(Error::io("read", temporary.path()))? {
             let path = entry.map_err(Error::io("read", temporary.path()))?.path();
             File::open(&path).and_then(|f| f.sync_all()).map_err(Error::io("sync", &path))?;
@@ -157,25 +181,57 @@ impl NewFolder {
             use std::os::unix::fs::PermissionsExt;
             fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).map_err(Error::io("write", &target))?;
         }
-        let old = if replace && target.exists() {
+        if replace && target.exists() {
+            if exchange(temporary.path(), &target) {
+                // The temporary name now holds the old content, which goes with it.
+                sync_folder(&folder)?;
+                return temporary.close().map_err(Error::io("remove what was replaced by", &target));
+            }
+            // Another name than temporary folders have: were we killed before the second rename, nothing removes it.
             let aside = tempfile::Builder::new()
-                .prefix(".prunectl-old-")
+                .prefix(".prunectl-replaced-")
                 .tempdir_in(&folder)
                 .map_err(Error::io("create a folder in", &folder))?;
             let old = aside.path().join("replaced");
             fs::rename(&target, &old).map_err(Error::io("rename", &target))?;
-            Some((aside, old))
-        } else {
-            None
-        };
-        if let Err(source) = fs::rename(temporary.path(), &target) {
-            if let Some((_, old)) = &old {
-                fs::rename(old, &target).map_err(Error::io("restore", &target))?;
+            if let Err(source) = fs::rename(temporary.path(), &target) {
+                fs::rename(&old, &target).map_err(Error::io("restore", &target))?;
+                return Err(Error::Io { action: "rename to", path: target, source });
             }
-            return Err(Error::Io { action: "rename to", path: target, source });
+        } else {
+            fs::rename(temporary.path(), &target).map_err(Error::io("rename to", &target))?;
         }
         // Its content has moved away: nothing is left to remove at the old name.
         let _ = temporary.keep();
         sync_folder(&folder)
+    }
+}
+
+/// Lets two paths change places in one step; false where system or file system cannot.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "macos"))]
+fn exchange(a: &Path, b: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "macos")))]
+fn exchange(_a: &Path, _b: &Path) -> bool {
+    false
+}
+
+/// Removes temporary folders that no process holds a lock on. What cannot be removed stays: it is in nobody's way.
+fn remove_stale(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let ours = name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
+        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let Ok(file) = File::open(entry.path()) else { continue };
+        if file.try_lock().is_ok() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }

@@ -8,6 +8,7 @@ mod eval;
 mod examples;
 mod import;
 mod inspect;
+pub mod layers;
 mod meter;
 mod prune;
 mod reporter;

@@ -4,6 +4,8 @@ pub mod batch;
 pub mod block;
 pub mod config;
 pub mod decoder;
+mod fingerprint;
+mod finite;
 pub mod folder;
 pub mod generate;
 pub mod kv_pages;

@@ -12,7 +12,7 @@ use crate::io;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 /// Name of the file of an unsharded model.
 pub const SINGLE: &str = "model.safetensors";
@@ -116,17 +116,25 @@ impl WeightFiles {
     }
 }
 
-/// Refuses a shard that is a link out of its folder, by the rule at the top of this file.
-fn refuse_link_outside(folder: &Path, shard: &Path) -> Result<()> {
+/// True for a file that is in `folder` itself, links resolved, or where Hugging Face's cache puts the files of `folder`:
+/// the rule at the top of this file.
+///
+/// # Errors
+/// [`Error::Io`] if one of the two does not exist.
+pub fn lies_in_folder_or_cache(folder: &Path, file: &Path) -> Result<bool> {
     let resolve = |path: &Path| path.canonicalize().map_err(Error::io("resolve", path));
-    let (folder, target) = (resolve(folder)?, resolve(shard)?);
-    let lies_in = target.parent().map(Path::to_path_buf);
-    let cache = folder.parent().filter(|p| p.file_name().is_some_and(|n| n == "snapshots")).and_then(Path::parent);
-    let blobs: Option<PathBuf> = cache.map(|repository| repository.join("blobs"));
-    if lies_in.as_deref() == Some(folder.as_path()) || (blobs.is_some() && lies_in == blobs) {
+    let (folder, target) = (resolve(folder)?, resolve(file)?);
+    let snapshots = folder.parent().filter(|p| p.file_name().is_some_and(|name| name == "snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|repository| repository.join("blobs"));
+    let lies_in = target.parent();
+    Ok(lies_in == Some(&folder) || (blobs.is_some() && lies_in == blobs.as_deref()))
+}
+
+fn refuse_link_outside(folder: &Path, shard: &Path) -> Result<()> {
+    if lies_in_folder_or_cache(folder, shard)? {
         return Ok(());
     }
-    Err(Error::data(shard, "", format!("is a link to {}, outside the folder", target.display()))
+    Err(Error::data(shard, "", "is a link out of the folder")
         .with_help("replace the link by the file itself; links out of the folder are followed in Hugging Face's cache only"))
 }
 

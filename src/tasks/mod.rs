@@ -1,4 +1,5 @@
 //! What the commands do, without terminals or flags: a checked request in, a serialisable report out.
 
 pub mod import;
+pub mod prune;
 pub mod scan;

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod chat_template;
+mod config;
 mod folder;
 mod records;
+mod safetensors;
+mod shard_index;
 mod support;
 mod tokens;

@@ -120,6 +120,22 @@ impl Folder {
         std::fs::write(self.path().join("model.safetensors"), safetensors(&tensors)).unwrap();
     }
 
+    /// Writes the tensors as `count` shards with an index, dealt out in turn, instead of as one file.
+    pub(crate) fn shard(&self, count: usize) {
+        let tensors = self.tensors.borrow();
+        let mut weight_map = Map::new();
+        for shard in 0..count {
+            let name = format!("model-{:05}-of-{count:05}.safetensors", shard + 1);
+            let part: Vec<Tensor> = tensors.iter().skip(shard).step_by(count).cloned().collect();
+            weight_map.extend(part.iter().map(|t| (t.name.clone(), json!(name))));
+            std::fs::write(self.path().join(name), safetensors(&part)).unwrap();
+        }
+        let total: usize = tensors.iter().map(|t| t.bytes.len()).sum();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        std::fs::write(self.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        std::fs::remove_file(self.path().join("model.safetensors")).unwrap();
+    }
+
     /// Changes config.json.
     pub(crate) fn edit_config(&self, edit: impl FnOnce(&mut Map<String, Value>)) {
         let path = self.path().join("config.json");

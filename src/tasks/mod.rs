@@ -3,3 +3,4 @@
 pub mod import;
 pub mod prune;
 pub mod scan;
+pub mod score;

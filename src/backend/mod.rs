@@ -1,5 +1,7 @@
 //! Implementations of the op traits.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod device;
 
 pub use device::{DeviceChoice, DeviceRequest, choose_device};

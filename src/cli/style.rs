@@ -4,6 +4,8 @@ use super::Color;
 use anstyle::{AnsiColor, Style};
 
 pub(crate) const ERROR: Style = AnsiColor::Red.on_default().bold();
+pub(crate) const WARN: Style = AnsiColor::Yellow.on_default().bold();
+pub(crate) const OK: Style = AnsiColor::Green.on_default().bold();
 pub(crate) const HELP: Style = AnsiColor::Cyan.on_default().bold();
 pub(crate) const NOTE: Style = AnsiColor::Blue.on_default().bold();
 pub(crate) const HEADING: Style = Style::new().bold().underline();

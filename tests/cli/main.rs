@@ -2,7 +2,9 @@
 //! all commands is in `general`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod doctor;
 mod general;
 mod score;
 mod shell;
+mod signals;
 mod util;

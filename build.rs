@@ -1,0 +1,246 @@
+//! Compiles kernels/*.cu with nvcc, one fatbin a file, and writes `cuda_kernels.rs`: a constant for each kernel, so that a
+//! launch of one that does not exist does not compile, and the fatbins themselves.
+//!
+//! nvcc is looked for in NVCC, CUDA_HOME, CUDA_PATH, PATH and target/cuda-toolchain (`scripts/cuda-toolchain` installs it
+//! there). Without one the crate builds all the same, without fatbins; `NVCC=none` asks for that. The architectures come
+//! from the list below, never from the machine's own GPU: two machines build the same program.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "Cargo reads directives on standard output")]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+type Result<T, E = String> = std::result::Result<T, E>;
+
+/// Machine code for these compute capabilities. `a`: with the features of exactly this one (wgmma and TMA of Hopper).
+/// Code for x.y runs on every x.z with z >= y; with `a`, on x.y only.
+const MACHINE_CODE: [(u32, u32, &str); 6] = [(8, 0, ""), (8, 6, ""), (8, 9, ""), (9, 0, "a"), (10, 0, ""), (12, 0, "")];
+/// PTX for GPUs that none of these covers: the lowest for those between, the highest for those to come.
+const PTX: [(u32, u32); 2] = [(8, 0), (12, 0)];
+/// The first nvcc that knows them all.
+const OLDEST_NVCC: (u32, u32) = (12, 8);
+
+/// All warnings are errors; IEEE division and square root, no fast-math.
+const FLAGS: [&str; 5] = ["-std=c++17", "-O3", "-fatbin", "-Werror=all-warnings", "-Xfatbin=-compress-all"];
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("error: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<()> {
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return Ok(());
+    }
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let kernels = root.join("kernels");
+    // The folders too, so that a new file is noticed.
+    println!("cargo:rerun-if-changed={}", kernels.display());
+    let sources = files(&kernels, "cu")?;
+    let headers = files(&kernels.join("include"), "cuh")?;
+    for file in sources.iter().chain(&headers) {
+        println!("cargo:rerun-if-changed={}", file.display());
+    }
+    let nvcc = Nvcc::find(&root)?;
+    let mut text = constants(&sources)?;
+    let mut images = String::new();
+    if let Some(nvcc) = &nvcc {
+        for source in &sources {
+            let image = nvcc.compile(source, &headers, &kernels.join("include"), &out)?;
+            let _ = write!(images, "(\"{}\", include_bytes!({image:?})), ", stem(source));
+        }
+    }
+    let images = if nvcc.is_some() { format!("Some(&[{images}])") } else { "None".into() };
+    let version = nvcc.map(|n| n.version);
+    let _ = write!(
+        text,
+        "/// The fatbins by the name of their source file; `None` where nvcc was missing when this was built.\n\
+         pub const CUDA_KERNELS: Option<&[(&str, &[u8])]> = {images};\n\
+         /// Version of the compiler they came from.\n\
+         pub const NVCC_VERSION: Option<&str> = {version:?};\n\
+         /// Compute capabilities with machine code, and whether it runs on exactly that one only.\n\
+         pub const MACHINE_CODE: &[(u32, u32, bool)] = &{:?};\n\
+         /// Compute capabilities with PTX, which the driver compiles for them and all later ones.\n\
+         pub const PTX: &[(u32, u32)] = &{PTX:?};\n",
+        MACHINE_CODE.map(|(major, minor, exact)| (major, minor, !exact.is_empty())),
+    );
+    write(&out.join("cuda_kernels.rs"), text.as_bytes())
+}
+
+struct Nvcc {
+    path: PathBuf,
+    version: String,
+}
+
+impl Nvcc {
+    /// The first usable one. One that was named has to work; one that was merely found may be too old.
+    fn find(root: &Path) -> Result<Option<Self>> {
+        if let Some(named) = env::var_os("NVCC") {
+            if named.is_empty() || named == "none" {
+                return Ok(None);
+            }
+            return Self::check(PathBuf::from(named)).map(Some).map_err(|e| format!("NVCC: {e}"));
+        }
+        let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin"));
+        let path = env::var_os("PATH").unwrap_or_default();
+        let toolchain = fs::read_dir(root.join("target/cuda-toolchain/lib"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|python| python.path().join("site-packages/nvidia/cu13/bin"));
+        let folders = homes.chain(env::split_paths(&path).collect::<Vec<_>>()).chain(toolchain);
+        let mut refused = None;
+        for candidate in
+            folders.map(|folder| folder.join(if cfg!(windows) { "nvcc.exe" } else { "nvcc" })).filter(|p| p.is_file())
+        {
+            match Self::check(candidate) {
+                Ok(nvcc) => return Ok(Some(nvcc)),
+                Err(problem) => refused = Some(problem),
+            }
+        }
+        if let Some(problem) = refused {
+            println!(
+                "cargo:warning={problem}; building without CUDA kernels (scripts/cuda-toolchain installs an nvcc that works)"
+            );
+        }
+        Ok(None)
+    }
+
+    fn check(path: PathBuf) -> Result<Self> {
+        let output = Command::new(&path).arg("--version").output().map_err(|e| format!("{}: {e}", path.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = text.split_once(", V").and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or_default().to_owned();
+        let mut numbers = version.split('.').map(str::parse::<u32>);
+        let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+            return Err(format!("{} --version does not say which nvcc it is", path.display()));
+        };
+        if (major, minor) < OLDEST_NVCC {
+            let (a, b) = OLDEST_NVCC;
+            return Err(format!(
+                "{} is nvcc {version}, and the architectures we build for need {a}.{b} or later",
+                path.display()
+            ));
+        }
+        Ok(Self { path, version })
+    }
+
+    /// Compiles one file unless the fatbin that is there came from the same sources, headers, flags and compiler.
+    fn compile(&self, source: &Path, headers: &[PathBuf], include: &Path, out: &Path) -> Result<PathBuf> {
+        let image = out.join(stem(source)).with_extension("fatbin");
+        let stamp = image.with_extension("key");
+        let flags = flags();
+        let mut hasher = DefaultHasher::new();
+        (&self.path, &self.version, &flags).hash(&mut hasher);
+        for file in std::iter::once(source).chain(headers.iter().map(PathBuf::as_path)) {
+            (file, read(file)?).hash(&mut hasher);
+        }
+        let key = format!("{:016x}", hasher.finish());
+        if image.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
+            return Ok(image);
+        }
+        let mut command = Command::new(&self.path);
+        command.args(&flags).arg("--threads").arg(env::var("NUM_JOBS").unwrap_or_else(|_| "1".into()));
+        command.arg("-I").arg(include).arg("-o").arg(&image).arg(source);
+        let output = command.output().map_err(|e| format!("{}: {e}", self.path.display()))?;
+        if !output.status.success() {
+            return Err(format!(
+                "nvcc could not compile {}\n{}{}\nhelp: NVCC=none builds without CUDA kernels",
+                source.display(),
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ));
+        }
+        write(&stamp, key.as_bytes())?;
+        Ok(image)
+    }
+}
+
+fn flags() -> Vec<String> {
+    let mut flags: Vec<String> = FLAGS.iter().map(ToString::to_string).collect();
+    let codes = MACHINE_CODE.iter().map(|(major, minor, exact)| {
+        let arch = format!("{major}{minor}{exact}");
+        format!("-gencode=arch=compute_{arch},code=sm_{arch}")
+    });
+    flags.extend(codes);
+    flags.extend(PTX.iter().map(|(major, minor)| format!("-gencode=arch=compute_{major}{minor},code=compute_{major}{minor}")));
+    flags
+}
+
+/// A constant for every `extern "C" __global__` function.
+fn constants(sources: &[PathBuf]) -> Result<String> {
+    let mut homes = BTreeMap::new();
+    let mut text = String::new();
+    for source in sources {
+        let file = stem(source);
+        for name in kernel_names(&read(source)?) {
+            if let Some(other) = homes.insert(name.clone(), file.clone()) {
+                return Err(format!("kernel {name} stands in kernels/{other}.cu and in kernels/{file}.cu"));
+            }
+            let _ = writeln!(text, "/// `{name}` of kernels/{file}.cu.");
+            let _ = writeln!(text, "pub const {}: Kernel = Kernel {{ name: {name:?}, file: {file:?} }};", name.to_uppercase());
+        }
+    }
+    Ok(text)
+}
+
+/// Names of the kernels defined in a source text, comments left out.
+fn kernel_names(source: &str) -> Vec<String> {
+    let code: String =
+        source.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code)).collect::<Vec<_>>().join(" ");
+    code.split("extern \"C\" __global__")
+        .skip(1)
+        .filter_map(|rest| {
+            // `void __launch_bounds__(256) name(`: the parenthesis of the bounds is not that of the arguments.
+            let rest = match rest.split_once("__launch_bounds__") {
+                Some((before, after)) if !before.contains('(') => after.split_once(')')?.1,
+                _ => rest,
+            };
+            rest.split_once('(')?.0.split_whitespace().last().map(ToOwned::to_owned)
+        })
+        .collect()
+}
+
+/// Files with an extension, in the order of their names. A folder that is not there has none.
+fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    if folder.is_dir() {
+        for entry in fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))? {
+            let path = entry.map_err(|e| format!("{}: {e}", folder.display()))?.path();
+            if path.extension().is_some_and(|e| e == extension) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))
+}
+
+fn variable(name: &str) -> Result<String> {
+    env::var(name).map_err(|e| format!("{name}: {e}"))
+}

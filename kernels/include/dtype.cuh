@@ -1,0 +1,12 @@
+// Conversions between storage types and f32, by names that say what they do. Sums are always f32.
+#pragma once
+
+#include <cuda_bf16.h>
+
+using bf16 = __nv_bfloat16;
+
+// Exact: bf16 is the upper half of an f32.
+__device__ __forceinline__ float to_f32(bf16 value) { return __bfloat162float(value); }
+
+// Rounds to nearest, ties to even.
+__device__ __forceinline__ bf16 to_bf16(float value) { return __float2bfloat16_rn(value); }

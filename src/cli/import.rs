@@ -13,7 +13,6 @@ use std::path::PathBuf;
 /// Reads the architectures llama, qwen2 and command-r, and tensors of the types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0,
 /// Q5_1, Q4_K, Q5_K and Q6_K. Anything else is refused by name.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  prunectl import SmolLM2-135M-Instruct.Q4_1.gguf SmolLM2-135M-Instruct")]
 pub(crate) struct Import {
     /// The GGUF file
     #[arg(value_name = "FILE.gguf")]

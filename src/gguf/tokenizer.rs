@@ -55,6 +55,8 @@ pub struct Tokenizer {
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const MERGES: &str = "tokenizer.ggml.merges";
 const PRE: &str = "tokenizer.ggml.pre";
+/// Longest text of a special token, in bytes; real ones have a few dozen.
+const LONGEST_MARKER: usize = 512;
 
 /// Reads the vocabulary; `rows` is that of the embedding.
 fn vocabulary(gguf: &Gguf, rows: usize) -> Result<Vocabulary<'_>> {
@@ -112,6 +114,7 @@ pub fn convert(gguf: &Gguf, rows: usize, context: usize) -> Result<Tokenizer> {
         }
     };
     let affixes = Affixes::read(gguf, &vocabulary, parts.adds_bos)?;
+    refuse_long_markers(gguf, &vocabulary)?;
     let added: Vec<Json> = vocabulary
         .kinds
         .iter()
@@ -143,6 +146,15 @@ pub fn convert(gguf: &Gguf, rows: usize, context: usize) -> Result<Tokenizer> {
     check(gguf, &tokenizer)?;
     let eos = end_ids(gguf, rows)?;
     Ok(Tokenizer { tokenizer, config: affixes.config(gguf, &vocabulary, context)?, description, eos })
+}
+
+/// Markers go into one automaton, whose size is a large multiple of theirs.
+fn refuse_long_markers(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<()> {
+    let marker = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined);
+    match (0..vocabulary.texts.len()).find(|id| marker(vocabulary.kinds[*id]) && vocabulary.texts[*id].len() > LONGEST_MARKER) {
+        None => Ok(()),
+        Some(id) => Err(gguf.bad_key(TOKENS, format!("marker {id} is longer than {LONGEST_MARKER} bytes"))),
+    }
 }
 
 /// The sections of tokenizer.json that depend on the kind of tokenizer.

@@ -4,6 +4,7 @@
 
 mod doctor;
 mod general;
+mod import;
 mod score;
 mod shell;
 mod signals;

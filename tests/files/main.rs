@@ -4,6 +4,8 @@
 mod chat_template;
 mod config;
 mod folder;
+mod gguf;
+mod gguf_hostile;
 mod records;
 mod safetensors;
 mod shard_index;

@@ -6,6 +6,7 @@ set -euo pipefail
 SCRIPT_PATH=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 SCRIPT_STARTED=$SECONDS
+export CARGO_TARGET_DIR=$PWD/target
 
 # Prints the comment at the head of the script that was started.
 show_help() {

@@ -5,6 +5,12 @@ import json
 import torch
 from transformers import AutoModelForCausalLM
 
+ENGLISH = (
+    "The harbour lay quiet in the early morning. A few fishermen were mending their nets on the stones, and the first ferry "
+    "of the day waited at the pier with its lights still burning. Anna bought two tickets, one for herself and one for her "
+    "brother, who was late as usual, and sat down on a bench from which she could see the road."
+)
+
 
 def load(folder, dtype=torch.float32):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()

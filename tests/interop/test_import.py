@@ -3,14 +3,8 @@ of that file."""
 
 import pytest
 import torch
-from reference import greedy, load, logits, nll
+from reference import ENGLISH, greedy, load, logits, nll
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-ENGLISH = (
-    "The harbour lay quiet in the early morning. A few fishermen were mending their nets on the stones, and the first ferry "
-    "of the day waited at the pier with its lights still burning. Anna bought two tickets, one for herself and one for her "
-    "brother, who was late as usual, and sat down on a bench from which she could see the road."
-)
 
 # What tokenizers get wrong: digits, white space, contractions, scripts, combining marks, emoji, special tokens.
 AWKWARD = [

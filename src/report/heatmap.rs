@@ -213,26 +213,24 @@ fn draw_cell(svg: &mut String, scan: &ScanJson, scale: &Scale, index: usize, lay
 }
 
 fn draw_legend(svg: &mut String, scan: &ScanJson, scale: &Scale, top: f64) {
-    const BAR: f64 = 250.0;
-    const STEPS: usize = 50;
+    const BAR: f64 = 340.0;
+    const STOPS: usize = 20;
     let what = match scan.rounds.iter().any(|round| round.baseline.is_some()) {
         true => format!("{} lost without the layer, against the start of the round", scan.metric),
         false => format!("{} of the layer", scan.metric),
     };
     let _ = writeln!(svg, "<text class=\"soft\" x=\"{LEFT}\" y=\"{:.0}\">{}</text>", top + 10.0, escape(&what));
-    for step in 0..STEPS {
-        let t = (count(step) + 0.5) / count(STEPS);
-        let width = BAR / count(STEPS);
-        let _ = write!(
-            svg,
-            "<rect x=\"{:.1}\" y=\"{:.0}\" width=\"{:.1}\" height=\"12\" fill=\"{}\"/>",
-            LEFT + count(step) * width,
-            top + 18.0,
-            width + 0.3,
-            palette::color(t)
-        );
+    // Enough stops that the straight line through sRGB between two of them is the palette's to the eye.
+    svg.push_str("<defs><linearGradient id=\"hm-scale\">");
+    for stop in 0..=STOPS {
+        let t = count(stop) / count(STOPS);
+        let _ = write!(svg, "<stop offset=\"{t:.3}\" stop-color=\"{}\"/>", palette::color(t));
     }
-    svg.push('\n');
+    let _ = writeln!(
+        svg,
+        "</linearGradient></defs><rect x=\"{LEFT}\" y=\"{:.0}\" width=\"{BAR}\" height=\"12\" fill=\"url(#hm-scale)\"/>",
+        top + 18.0
+    );
     for (tick, anchor) in [(0.0, ""), (1.0 / 3.0, "m"), (2.0 / 3.0, "m"), (1.0, "e")] {
         let label = text::difference(scan, scale.cost(tick));
         let _ =

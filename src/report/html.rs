@@ -202,7 +202,7 @@ fn depth_section(scan: &ScanJson, depth: &[Depth]) -> String {
         Better::Lower => "lower is better",
         Better::Higher => "higher is better",
     };
-    let speed = |value: f64| if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") };
+    let speed = |value: f64| if value > 0.0 && value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") };
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ticks of an axis of bytes are not negative")]
     let size = |value: f64| if value == 0.0 { "0".to_owned() } else { text::bytes(value as u64) };
     let charts = [
@@ -258,11 +258,12 @@ fn next_command(scan: &ScanJson) -> String {
     let out = format!("{model}-{}-layers", scan.keep.len());
     let removed: Vec<usize> = scan.already_removed.iter().chain(&scan.order).copied().collect();
     let [model, out, data] = [model, &out, &scan.data.path].map(|path| escape(&text::shell(path)));
-    let more = if scan.rounds.len() > 1 { " A smaller --rounds keeps more layers: choose by the table above." } else { "" };
+    let more =
+        if scan.rounds.len() > 1 { " A smaller <code>--rounds</code> keeps more layers: choose by the table above." } else { "" };
     format!(
         "<p>Write the shallower model, then measure it. DIR is the folder this report lies in.{more}</p>\n\
          <pre><code>prunectl prune {model} --scan DIR --rounds {} --out {out}\nprunectl eval {out} --data {data}</code></pre>\n\
-         <p class=\"soft\">Without the folder of the scan: <code>prunectl prune {model} --remove {} --out {out}</code></p>\n",
+         <p>The same without the folder of the scan:</p>\n<pre><code>prunectl prune {model} --remove {} --out {out}</code></pre>\n",
         scan.rounds.len(),
         text::list(&removed, ",")
     )

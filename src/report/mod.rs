@@ -13,3 +13,6 @@ mod text;
 pub use heatmap::render_heatmap;
 pub use html::render_html;
 pub use scan_json::ScanJson;
+
+#[cfg(test)]
+mod tests;

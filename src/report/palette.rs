@@ -36,7 +36,7 @@ fn byte(value: f64) -> u8 {
 
 /// Whether marks on `color(t)` should be light.
 pub(super) fn is_dark(t: f64) -> bool {
-    t > 0.45
+    t > 0.56
 }
 
 #[cfg(test)]

@@ -108,8 +108,15 @@ fn every_template_of_the_folder_has_a_test() {
         .filter(|name| Path::new(name).extension().is_some_and(|e| e == "jinja"))
         .collect();
     names.sort();
-    let tested =
-        ["alternating.jinja", "chatml.jinja", "header-blocks.jinja", "instruction.jinja", "json.jinja", "language.jinja", "thinking.jinja"];
+    let tested = [
+        "alternating.jinja",
+        "chatml.jinja",
+        "header-blocks.jinja",
+        "instruction.jinja",
+        "json.jinja",
+        "language.jinja",
+        "thinking.jinja",
+    ];
     assert_eq!(names, tested);
 }
 
@@ -138,7 +145,10 @@ fn failures_say_where() {
         ("\n{{ messages[0].content.nonsense() }}", "the chat template of test.jinja line 2 fails: unknown method"),
         ("{{ nothing.at.all }}", "the chat template of test.jinja line 1 fails: undefined value"),
         ("{% include 'other' %}", "the chat template of test.jinja line 1 fails: template not found"),
-        ("{{ 1 | tojson(indent=1000) }}", "the chat template of test.jinja line 1 fails: invalid operation: tojson: indent must be"),
+        (
+            "{{ 1 | tojson(indent=1000) }}",
+            "the chat template of test.jinja line 1 fails: invalid operation: tojson: indent must be",
+        ),
         ("{{ strftime_now('%!') }}", "the chat template of test.jinja line 1 fails: invalid operation: strftime_now: "),
         ("{{ raise_exception }}{{ raise_exception('no') }}", "the chat template refuses this conversation: no"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "the chat template of test.jinja line 1 fails: "),

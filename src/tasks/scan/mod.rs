@@ -158,6 +158,9 @@ pub fn run<B: Backend>(
         seconds,
         peak_memory_bytes: crate::machine::peak_memory_bytes(),
     };
+    // scan.json comes last: where it is, the others are.
+    crate::io::write(&request.out.join("report.html"), crate::report::render_html(&scan).as_bytes())?;
+    crate::io::write(&request.out.join("heatmap.svg"), crate::report::render_heatmap(&scan).as_bytes())?;
     crate::io::write(&request.out.join("scan.json"), scan.to_text()?.as_bytes())?;
     Ok(scan)
 }

@@ -5,9 +5,11 @@ use super::chat_template::ChatTemplate;
 use super::dataset::Dataset;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 /// An opened tokenizer.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ impl Tokenizer {
             Error::data(&path, "", format!("not a valid tokenizer: {problem}"))
                 .with_help("fetch the file again from where the model came from")
         };
+        // The library panics on some files that are no JSON at all; and this way the error says where.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|error| broken(format!("broken JSON: {error}")))?;
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(broken)?;
         // Files often carry the truncation and padding of their training; transformers resets both before each use.
         inner.with_truncation(None).map_err(|error| broken(error.to_string()))?.with_padding(None);
@@ -179,9 +183,27 @@ pub fn eos_ids(folder: &Path, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>>
     Ok(tokenizer.and_then(|t| t.special_id("eos_token")).into_iter().collect())
 }
 
-/// Runs a call of the `tokenizers` library, which panics on some files and texts that it does not expect.
+thread_local! {
+    /// True while this thread is inside a call whose panic becomes an error.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a call of the `tokenizers` library, which panics on some files and texts that it does not expect. Nothing of such a
+/// panic reaches standard error; those of other threads and other code do, as before.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    static QUIET_HOOK: Once = Once::new();
+    QUIET_HOOK.call_once(|| {
+        let previous = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                previous(info);
+            }
+        }));
+    });
+    let outer = GUARDED.replace(true);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(outer);
+    match outcome {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the tokenizers library failed on it".into()),
     }

@@ -2,6 +2,7 @@
 
 use prunectl::data::{DataOptions, Dataset, Example, Examples, Prompt, Prompts, Target, Tokenizer, eos_ids};
 use prunectl::{Error, Result};
+use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -343,9 +344,17 @@ fn named_templates_take_the_default_one_and_the_file_wins() {
     assert_eq!(case.prompt().ids, bytes("F"));
 }
 
-/// The library underneath panics on some files; whatever it does, an error names the file.
+fn use_or_refuse(case: &Case, tokenizer_json: &[u8]) {
+    std::fs::write(case.folder.path().join("tokenizer.json"), tokenizer_json).unwrap();
+    match Tokenizer::open(case.folder.path()) {
+        Ok(tokenizer) => drop(tokenizer.encode("Some text, 12.").and_then(|ids| tokenizer.decode(&ids))),
+        Err(error) => assert!(error.to_string().contains("tokenizer.json"), "{error}"),
+    }
+}
+
+/// Bytes changed, cut out and put in: the library underneath may panic, we answer with an error that names the file.
 #[test]
-fn mutated_tokenizers_never_panic() {
+fn tokenizers_with_mutated_bytes_never_panic() {
     let case = Case::jsonl("{}");
     let whole = std::fs::read(case.folder.path().join("tokenizer.json")).unwrap();
     let mut random = prunectl::data::shuffle::SplitMix64::new(1);
@@ -360,10 +369,40 @@ fn mutated_tokenizers_never_panic() {
                 _ => bytes.insert(at, b"0123456789\"{}[],:ne"[draw(19)]),
             }
         }
-        std::fs::write(case.folder.path().join("tokenizer.json"), &bytes).unwrap();
-        match Tokenizer::open(case.folder.path()) {
-            Ok(tokenizer) => drop(tokenizer.encode("Some text, 12.").and_then(|ids| tokenizer.decode(&ids))),
-            Err(error) => assert!(error.to_string().contains("tokenizer.json"), "{error}"),
+        use_or_refuse(&case, &bytes);
+    }
+}
+
+/// Valid JSON in which one value, outside the vocabulary, was replaced by another.
+#[test]
+fn tokenizers_with_mutated_values_never_panic() {
+    fn values(value: &Value, pointer: &str, found: &mut Vec<String>) {
+        found.push(pointer.to_owned());
+        match value {
+            Value::Object(fields) => {
+                for (name, field) in fields.iter().filter(|(name, _)| *name != "vocab") {
+                    values(field, &format!("{pointer}/{name}"), found);
+                }
+            }
+            Value::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    values(item, &format!("{pointer}/{index}"), found);
+                }
+            }
+            _ => {}
+        }
+    }
+    let case = Case::jsonl("{}");
+    let whole: Value = serde_json::from_slice(&std::fs::read(case.folder.path().join("tokenizer.json")).unwrap()).unwrap();
+    let mut pointers = Vec::new();
+    values(&whole, "", &mut pointers);
+    assert!(pointers.len() > 50);
+    for pointer in pointers {
+        for replacement in [json!(null), json!(-1), json!(4_000_000_000_u32), json!("x"), json!([]), json!({}), json!([[["a"]]])]
+        {
+            let mut mutated = whole.clone();
+            *mutated.pointer_mut(&pointer).unwrap() = replacement;
+            use_or_refuse(&case, mutated.to_string().as_bytes());
         }
     }
 }

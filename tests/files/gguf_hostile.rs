@@ -166,7 +166,7 @@ fn options_that_do_not_fit_are_named() {
         ("llama3", "llama.block_count", &3_u32.to_le_bytes(), "tensor blk.2.attn_norm.weight: missing"),
         ("llama3", "llama.block_count", &1_u32.to_le_bytes(), "tensor blk.1."),
         ("llama3", "llama.block_count", &0_u32.to_le_bytes(), "key llama.block_count: must not be 0"),
-        ("llama3", "llama.embedding_length", &64_u32.to_le_bytes(), "tensor token_embd.weight: has shape"),
+        ("llama-k-quants", "llama.embedding_length", &512_u32.to_le_bytes(), "tensor token_embd.weight: has shape"),
         ("llama3", "llama.attention.head_count", &3_u32.to_le_bytes(), "key llama.attention.head_count_kv: 3 heads"),
         ("llama3", "llama.attention.head_count", &0_u32.to_le_bytes(), "key llama.attention.head_count: must not be 0"),
         ("llama3", "llama.attention.head_count_kv", &0_u32.to_le_bytes(), "key llama.attention.head_count_kv"),

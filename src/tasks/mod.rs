@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod import;
+pub mod inspect;
 pub mod prune;
 pub mod scan;
 pub mod score;

@@ -30,7 +30,7 @@ pub(crate) struct Prune {
     #[arg(long, value_name = "DIR")]
     scan: Option<PathBuf>,
     /// Follow only the first K rounds of the scan
-    #[arg(long, value_name = "K", requires = "scan", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "K", requires = "scan", conflicts_with_all = ["remove", "keep"], value_parser = clap::value_parser!(u64).range(1..))]
     rounds: Option<u64>,
     /// Replace OUT if it exists, and follow a scan even if it was made of another model
     #[arg(long)]

@@ -5,6 +5,11 @@
 mod doctor;
 mod general;
 mod import;
+mod inspect;
+#[path = "../files/support.rs"]
+#[allow(dead_code, reason = "shared with the tests of files, which use the rest")]
+mod models;
+mod prune;
 mod score;
 mod shell;
 mod signals;

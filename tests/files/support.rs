@@ -102,8 +102,12 @@ impl Folder {
                 tensors.push(Tensor::f32(&format!("model.layers.{layer}.{name}.weight"), shape));
             }
         }
+        Self::new(tiny_config(layers), tensors)
+    }
+
+    /// One weight file, config.json, nothing else.
+    pub(crate) fn new(config: Map<String, Value>, tensors: Vec<Tensor>) -> Self {
         let folder = Self { folder: tempfile::tempdir().unwrap(), tensors: RefCell::new(tensors) };
-        let config = tiny_config(layers);
         std::fs::write(folder.path().join("config.json"), Value::Object(config).to_string()).unwrap();
         folder.edit_tensors(|_| {});
         folder
@@ -122,13 +126,21 @@ impl Folder {
 
     /// Writes the tensors as `count` shards with an index, dealt out in turn, instead of as one file.
     pub(crate) fn shard(&self, count: usize) {
+        self.shard_by(count, |number, _| number % count);
+    }
+
+    /// The same, each tensor to the shard that `place` says of its number and name.
+    pub(crate) fn shard_by(&self, count: usize, place: impl Fn(usize, &str) -> usize) {
         let tensors = self.tensors.borrow();
+        let mut shards = vec![Vec::new(); count];
+        for (number, tensor) in tensors.iter().enumerate() {
+            shards[place(number, &tensor.name)].push(tensor.clone());
+        }
         let mut weight_map = Map::new();
-        for shard in 0..count {
+        for (shard, part) in shards.iter().enumerate() {
             let name = format!("model-{:05}-of-{count:05}.safetensors", shard + 1);
-            let part: Vec<Tensor> = tensors.iter().skip(shard).step_by(count).cloned().collect();
             weight_map.extend(part.iter().map(|t| (t.name.clone(), json!(name))));
-            std::fs::write(self.path().join(name), safetensors(&part)).unwrap();
+            std::fs::write(self.path().join(name), safetensors(part)).unwrap();
         }
         let total: usize = tensors.iter().map(|t| t.bytes.len()).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});

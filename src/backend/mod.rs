@@ -1,5 +1,6 @@
 //! Implementations of the op traits.
 
+pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;

@@ -13,6 +13,7 @@
 pub mod argmax;
 pub mod attention;
 pub mod block_influence;
+pub mod cases;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod kv_cache;

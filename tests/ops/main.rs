@@ -1,5 +1,53 @@
-//! Every op against independent references.
+//! Every op against independent references: f64 arithmetic written as the formula stands, at the sizes of
+//! `prunectl::ops::cases`, on every instruction set of this machine, with one, two and three threads.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+mod compare;
+mod data;
+mod exp;
+mod harness;
+
+mod argmax;
+mod attention;
+mod attention_paged;
+mod block_influence;
+mod cross_entropy;
+mod embedding;
+mod head_norm;
+mod kv_write;
+mod layer_norm;
+mod linear;
+mod rms_norm;
+mod rope;
+mod rows;
+mod swiglu;
+
+/// Ops that the modules above test, by the names they give themselves.
+const TESTED: &[&[&str]] = &[
+    argmax::OPS,
+    attention::OPS,
+    attention_paged::OPS,
+    block_influence::OPS,
+    cross_entropy::OPS,
+    embedding::OPS,
+    head_norm::OPS,
+    kv_write::OPS,
+    layer_norm::OPS,
+    linear::OPS,
+    rms_norm::OPS,
+    rope::OPS,
+    rows::OPS,
+    swiglu::OPS,
+];
+
+#[test]
+fn every_op_has_a_test_and_cases() {
+    let mut tested = TESTED.concat();
+    tested.sort_unstable();
+    assert_eq!(tested, prunectl::ops::ALL);
+    let with_cases: Vec<&str> = prunectl::ops::cases::COUNTS.iter().filter(|c| c.1 > 0).map(|c| c.0).collect();
+    assert_eq!(with_cases, prunectl::ops::ALL);
+}
 
 #[cfg(feature = "cuda")]
 mod cuda_rms_norm;

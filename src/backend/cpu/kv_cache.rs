@@ -1,0 +1,117 @@
+//! Pages of keys and values, in the form in which attention reads them.
+//!
+//! A page holds sixteen tokens. For each kv head: K transposed, [head_dim][16 tokens], so that sixteen scores are one vector;
+//! then V, [16 tokens][head_dim], rows padded to whole lines.
+
+use super::simd::{LANES, Line};
+use super::{CpuBackend, Tensor, set_len};
+use crate::error::{Error, Result};
+use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS};
+use bytemuck::Zeroable;
+
+/// A pool of pages.
+#[derive(Debug, Clone)]
+pub struct KvPages {
+    pub(super) heads: Heads,
+    pub(super) lines: Vec<Line>,
+}
+
+impl KvPages {
+    /// Pages in the pool.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.lines.len() / page_lines(self.heads).max(1)
+    }
+}
+
+/// Lines a row of V takes.
+pub(super) const fn value_lines(heads: Heads) -> usize {
+    heads.head_dim.div_ceil(LANES)
+}
+
+/// Lines a page takes for one kv head.
+pub(super) const fn head_lines(heads: Heads) -> usize {
+    heads.head_dim + PAGE_TOKENS * value_lines(heads)
+}
+
+/// Lines a page takes.
+pub(super) const fn page_lines(heads: Heads) -> usize {
+    heads.kv_heads * head_lines(heads)
+}
+
+/// Stores k and v of one qkv row as token `offset` of `page`.
+pub(super) fn write_token(page: &mut [Line], heads: Heads, offset: usize, qkv: &[f32]) {
+    let head_dim = heads.head_dim;
+    if head_dim == 0 {
+        return;
+    }
+    let (k, v) = qkv[heads.q_cols()..].split_at(heads.kv_cols());
+    for (page, (k, v)) in page.chunks_exact_mut(head_lines(heads)).zip(k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim))) {
+        let (keys, values) = page.split_at_mut(head_dim);
+        for (line, &k) in keys.iter_mut().zip(k) {
+            line.0[offset] = k;
+        }
+        for (line, v) in values[offset * value_lines(heads)..].iter_mut().zip(v.chunks(LANES)) {
+            line.0[..v.len()].copy_from_slice(v);
+        }
+    }
+}
+
+fn same_heads(op: &'static str, pool: Heads, heads: Heads) -> Result<()> {
+    if pool == heads {
+        return Ok(());
+    }
+    let shape = |h: Heads| [h.heads, h.kv_heads, h.head_dim];
+    Err(Error::shape(op, "pages", &shape(heads), &shape(pool)))
+}
+
+impl KvCache for CpuBackend {
+    type KvPages = KvPages;
+
+    fn kv_pages(&self, pages: usize, heads: Heads) -> Result<KvPages> {
+        let mut pool = KvPages { heads, lines: Vec::new() };
+        self.kv_grow(&mut pool, pages)?;
+        Ok(pool)
+    }
+
+    fn kv_grow(&self, pool: &mut KvPages, pages: usize) -> Result<()> {
+        let lines = pages.saturating_mul(page_lines(pool.heads));
+        if lines > pool.lines.len() { set_len(&mut pool.lines, lines, Zeroable::zeroed()) } else { Ok(()) }
+    }
+
+    fn kv_page_bytes(&self, heads: Heads) -> u64 {
+        (page_lines(heads) * size_of::<Line>()) as u64
+    }
+
+    fn kv_write(&self, args: KvWriteArgs<'_, Tensor, KvPages>) -> Result<()> {
+        args.check(args.pages.capacity())?;
+        same_heads("kv_write", args.pages.heads, args.heads)?;
+        let KvWriteArgs { pages, qkv, heads, slots } = args;
+        for (row, &slot) in slots.iter().enumerate() {
+            let (page, offset) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
+            let page = &mut pages.lines[page * page_lines(heads)..][..page_lines(heads)];
+            write_token(page, heads, offset, qkv.row(row));
+        }
+        Ok(())
+    }
+
+    fn kv_copy_page(&self, pool: &mut KvPages, from: u32, to: u32) -> Result<()> {
+        crate::ops::expect_below("kv_copy_page", "from, to", &[from, to], pool.capacity())?;
+        let lines = page_lines(pool.heads);
+        let start = from as usize * lines;
+        pool.lines.copy_within(start..start + lines, to as usize * lines);
+        Ok(())
+    }
+
+    fn attention_paged(&self, args: AttentionPagedArgs<'_, Tensor, KvPages>) -> Result<()> {
+        args.check(args.pages.capacity())?;
+        same_heads("attention_paged", args.pages.heads, args.heads)?;
+        let AttentionPagedArgs { y, qkv, heads, pages, rows, scale } = args;
+        let mut seen = Vec::with_capacity(rows.len());
+        for row in rows {
+            seen.push((row.pages, row.len as usize));
+        }
+        self.attend(&mut y.data, qkv, heads, &pages.lines, &seen, scale);
+        Ok(())
+    }
+}

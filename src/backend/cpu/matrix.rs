@@ -1,0 +1,257 @@
+//! Weights as files hold them and as the micro-kernels read them.
+//!
+//! A packed matrix is cut into panels of [`PANEL`] outputs. For each k a panel holds the weights of its 32 outputs side by
+//! side: f32 as [K][32], bf16 as [K / 2][32][2] (odd K ends in a zero). Packing happens once, on first use, over all
+//! threads, and looks at every weight: one that is not finite is named.
+
+use super::pool::Pool;
+use super::simd::{Line, PairLine};
+use super::{CpuBackend, set_len};
+use crate::error::{Error, Result};
+use crate::ops::Shaped;
+use crate::tensor::{Dtype, HostTensor};
+use bytemuck::Zeroable;
+use half::{bf16, f16};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Outputs a panel: two vectors of sixteen lanes.
+pub(super) const PANEL: usize = 32;
+
+/// A weight matrix [out_features, in_features]: the file's bytes, and the packed form once it was needed.
+#[derive(Debug)]
+pub struct Matrix {
+    parts: Vec<HostTensor>,
+    rows: usize,
+    cols: usize,
+    packed: OnceLock<Packed>,
+    packing: Mutex<()>,
+}
+
+/// All panels of a matrix.
+#[derive(Debug)]
+pub(super) enum Packed {
+    /// [panel][K][2 lines].
+    F32(Vec<[Line; 2]>),
+    /// [panel][ceil(K / 2)][2 lines of pairs].
+    Bf16(Vec<[PairLine; 2]>),
+}
+
+/// One panel.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Panel<'a> {
+    F32(&'a [[Line; 2]]),
+    Bf16(&'a [[PairLine; 2]]),
+}
+
+impl Shaped for Matrix {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+impl Packed {
+    /// Panel `index` of a matrix with `cols` in_features.
+    pub(super) fn panel(&self, index: usize, cols: usize) -> Panel<'_> {
+        match self {
+            Self::F32(lines) => Panel::F32(&lines[index * cols..][..cols]),
+            Self::Bf16(lines) => {
+                let pairs = cols.div_ceil(2);
+                Panel::Bf16(&lines[index * pairs..][..pairs])
+            }
+        }
+    }
+}
+
+impl Matrix {
+    pub(super) fn new(parts: &[HostTensor]) -> Result<Self> {
+        let cols = match parts.first().map(|part| part.shape.as_slice()) {
+            Some(&[_, cols]) => cols,
+            other => return Err(Error::shape("prepare", "parts", &[0, 0], other.unwrap_or_default())),
+        };
+        let mut rows = 0;
+        for part in parts {
+            match *part.shape.as_slice() {
+                [n, k] if k == cols && part.bytes.as_slice().len() == n * k * part.dtype.size() => rows += n,
+                _ => return Err(Error::shape("prepare", "parts", &[0, cols], &part.shape)),
+            }
+        }
+        Ok(Self { parts: parts.to_vec(), rows, cols, packed: OnceLock::new(), packing: Mutex::new(()) })
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    /// The part that holds row `row`, and the row's number in it.
+    fn locate(&self, mut row: usize) -> Option<(&HostTensor, usize)> {
+        for part in &self.parts {
+            let rows = part.shape[0];
+            if row < rows {
+                return Some((part, row));
+            }
+            row -= rows;
+        }
+        None
+    }
+
+    fn row_bytes(&self, row: usize) -> Option<(Dtype, &[u8])> {
+        let (part, row) = self.locate(row)?;
+        let bytes = self.cols * part.dtype.size();
+        Some((part.dtype, &part.bytes.as_slice()[row * bytes..][..bytes]))
+    }
+
+    /// Row `row` as f32, exactly; `out` has in_features elements.
+    pub(super) fn copy_row(&self, row: usize, out: &mut [f32]) {
+        if let Some((dtype, bytes)) = self.row_bytes(row) {
+            decode(dtype, bytes, out);
+        }
+    }
+
+    /// The packed form for `backend`'s arithmetic, made now if this is its first use.
+    pub(super) fn packed(&self, backend: &CpuBackend) -> Result<&Packed> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed);
+        }
+        let _turn = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed);
+        }
+        // bf16 embeds in f32: weights that the file holds in bf16 stay in two bytes whatever the arithmetic.
+        let pairs = backend.compute == Dtype::Bf16 || self.parts.iter().all(|part| part.dtype == Dtype::Bf16);
+        let packed =
+            if pairs { Packed::Bf16(self.pack_bf16(&backend.pool)?) } else { Packed::F32(self.pack_f32(&backend.pool)?) };
+        Ok(self.packed.get_or_init(|| packed))
+    }
+
+    fn pack_f32(&self, pool: &Pool) -> Result<Vec<[Line; 2]>> {
+        let mut out: Vec<[Line; 2]> = Vec::new();
+        set_len(&mut out, self.panels() * self.cols, Zeroable::zeroed())?;
+        let bad_row = AtomicUsize::new(usize::MAX);
+        pool.chunks(&mut out, self.cols * panels_per_task(self.cols), |first, lines| {
+            let mut row = vec![0.0; self.cols];
+            for (index, panel) in lines.chunks_mut(self.cols).enumerate() {
+                for (j, n) in self.outputs(first / self.cols + index).enumerate() {
+                    self.copy_row(n, &mut row);
+                    // The exponent of a value that is not finite is all ones.
+                    let worst = row.iter().fold(0, |worst: u32, x| worst.max(x.to_bits() & 0x7f80_0000));
+                    if worst == 0x7f80_0000 {
+                        bad_row.fetch_min(n, Ordering::Relaxed);
+                    }
+                    let (half, lane) = (j / 16, j % 16);
+                    for (line, &x) in panel.iter_mut().zip(&row) {
+                        line[half].0[lane] = x;
+                    }
+                }
+            }
+        });
+        self.check(bad_row.into_inner(), Dtype::F32)?;
+        Ok(out)
+    }
+
+    fn pack_bf16(&self, pool: &Pool) -> Result<Vec<[PairLine; 2]>> {
+        let pairs = self.cols.div_ceil(2);
+        let mut out: Vec<[PairLine; 2]> = Vec::new();
+        set_len(&mut out, self.panels() * pairs, Zeroable::zeroed())?;
+        let bad_row = AtomicUsize::new(usize::MAX);
+        pool.chunks(&mut out, pairs * panels_per_task(pairs), |first, lines| {
+            let mut wide = vec![0.0; self.cols];
+            let mut row = vec![0_u32; pairs];
+            for (index, panel) in lines.chunks_mut(pairs).enumerate() {
+                for (j, n) in self.outputs(first / pairs + index).enumerate() {
+                    match self.row_bytes(n) {
+                        Some((Dtype::Bf16, bytes)) => pairs_of_bytes(bytes, &mut row),
+                        Some((dtype @ (Dtype::F32 | Dtype::F16), bytes)) => {
+                            decode(dtype, bytes, &mut wide);
+                            pairs_of_floats(&wide, &mut row);
+                        }
+                        None => row.fill(0),
+                    }
+                    let not_finite =
+                        row.iter().fold(false, |bad, pair| bad | (pair & 0x7f80 == 0x7f80) | (pair & 0x7f80_0000 == 0x7f80_0000));
+                    if not_finite {
+                        bad_row.fetch_min(n, Ordering::Relaxed);
+                    }
+                    let (half, lane) = (j / 16, j % 16);
+                    for (line, &pair) in panel.iter_mut().zip(&row) {
+                        line[half].0[lane] = pair;
+                    }
+                }
+            }
+        });
+        self.check(bad_row.into_inner(), Dtype::Bf16)?;
+        Ok(out)
+    }
+
+    fn outputs(&self, panel: usize) -> Range<usize> {
+        panel * PANEL..((panel + 1) * PANEL).min(self.rows)
+    }
+
+    /// An error if row `bad_row` is one of ours: names the first weight in it that is not finite in `dtype`.
+    fn check(&self, bad_row: usize, dtype: Dtype) -> Result<()> {
+        let Some((part, row)) = self.locate(bad_row) else { return Ok(()) };
+        let mut values = vec![0.0; self.cols];
+        self.copy_row(bad_row, &mut values);
+        let col = values.iter().position(|x| match dtype {
+            Dtype::F32 | Dtype::F16 => !x.is_finite(),
+            Dtype::Bf16 => !bf16::from_f32(*x).is_finite(),
+        });
+        let col = col.unwrap_or(0);
+        let mut problem = format!("element {} (row {row}, column {col}) is {}", row * self.cols + col, values[col]);
+        if values[col].is_finite() {
+            problem += ", beyond what bf16 holds";
+        }
+        Err(Error::data(&part.file, format!("tensor {}", part.name), problem))
+    }
+}
+
+/// Some 256 KiB of panels.
+fn panels_per_task(lines: usize) -> usize {
+    (2048 / lines.max(1)).max(1)
+}
+
+/// Little-endian elements as f32, exactly.
+fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().zip(out).for_each(|(b, out)| *out = f32::from_le_bytes(*b)),
+        Dtype::F16 => bytes.as_chunks::<2>().0.iter().zip(out).for_each(|(b, out)| *out = f16::from_le_bytes(*b).to_f32()),
+        Dtype::Bf16 => {
+            let widened = bytes.as_chunks::<2>().0.iter().map(|b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16));
+            widened.zip(out).for_each(|(x, out)| *out = x);
+        }
+    }
+}
+
+fn pairs_of_bytes(bytes: &[u8], out: &mut [u32]) {
+    let (pairs, rest) = bytes.as_chunks::<4>();
+    pairs.iter().zip(out.iter_mut()).for_each(|(b, out)| *out = u32::from_le_bytes(*b));
+    if let (&[low, high], Some(last)) = (rest, out.last_mut()) {
+        *last = u32::from(u16::from_le_bytes([low, high]));
+    }
+}
+
+/// Rounded to the nearest bf16, halves to even, the bits in the upper half of the word; NaN stays NaN.
+#[inline(always)]
+pub(super) fn round_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let nan = bits | 0x0040_0000;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) & 0xffff_0000
+}
+
+/// Pairs of neighbours, rounded to bf16, the first in the lower half; an odd last one is paired with 0.
+#[inline(always)]
+pub(super) fn pairs_of_floats(x: &[f32], out: &mut [u32]) {
+    let (pairs, rest) = x.as_chunks::<2>();
+    for (&[a, b], out) in pairs.iter().zip(out.iter_mut()) {
+        *out = (round_bf16(a) >> 16) | round_bf16(b);
+    }
+    if let (&[a], Some(last)) = (rest, out.last_mut()) {
+        *last = round_bf16(a) >> 16;
+    }
+}

@@ -1,0 +1,148 @@
+//! AVX-512, with (`Avx512<true>`) or without VDPBF16PS.
+#![expect(unsafe_code, reason = "SIMD instructions: one of the places where unsafe is allowed")]
+
+use super::{Kernel, LANES, Simd};
+use std::arch::x86_64::*;
+use std::is_x86_feature_detected as has;
+
+/// Exists only on machines that have the instructions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Avx512<const BF16: bool>(());
+
+impl<const BF16: bool> Avx512<BF16> {
+    pub(super) fn detect() -> Option<Self> {
+        let base = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx2") && has!("fma");
+        (base && (!BF16 || has!("avx512bf16"))).then_some(Self(()))
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn run_plain<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
+    kernel.run(s)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn run_bf16<S: Simd, K: Kernel>(s: S, kernel: K) -> K::Output {
+    kernel.run(s)
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
+    type V = __m512;
+    // 14 x 2 accumulators, 2 vectors of weights, 1 of x: 31 of 32 registers.
+    const MAX_ROWS: usize = 14;
+    const VECS: usize = 2;
+
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        if BF16 {
+            // SAFETY: `self` exists, so `detect` has seen all these features.
+            unsafe { run_bf16(self, kernel) }
+        } else {
+            // SAFETY: `self` exists, so `detect` has seen all these features.
+            unsafe { run_plain(self, kernel) }
+        }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::V {
+        // SAFETY: AVX-512 F is there (`self` exists); the array has the 64 bytes that are read, in any alignment.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::V, to: &mut [f32; LANES]) {
+        // SAFETY: AVX-512 F is there (`self` exists); the array has the 64 bytes that are written, in any alignment.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F. MAXPS gives its second operand where either is NaN.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F. MINPS gives its second operand where either is NaN.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn shift_to_exponent(self, x: Self::V) -> Self::V {
+        // SAFETY: `self` exists, so the machine has AVX-512 F.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(x))) }
+    }
+
+    #[inline(always)]
+    fn first_of_pairs(self, x: &[u32; LANES]) -> Self::V {
+        // SAFETY: AVX-512 F is there (`self` exists); the array has the 64 bytes that are read, in any alignment.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(x.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn second_of_pairs(self, x: &[u32; LANES]) -> Self::V {
+        // SAFETY: AVX-512 F is there (`self` exists); the array has the 64 bytes that are read, in any alignment.
+        unsafe {
+            let upper = _mm512_set1_epi32(i32::from_ne_bytes(0xffff_0000_u32.to_ne_bytes()));
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), upper))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, acc: Self::V, a: u32, b: &[u32; LANES]) -> Self::V {
+        if BF16 {
+            // SAFETY: AVX512-BF16 is there (`Avx512<true>` exists); the array has the 64 bytes that are read, in any
+            // alignment; __m512i and __m512bh are 64 plain bytes both.
+            unsafe {
+                let a = _mm512_set1_epi32(i32::from_ne_bytes(a.to_ne_bytes()));
+                let b = _mm512_loadu_si512(b.as_ptr().cast());
+                _mm512_dpbf16_ps(acc, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b))
+            }
+        } else {
+            let acc = self.fma(self.splat(f32::from_bits(a << 16)), self.first_of_pairs(b), acc);
+            self.fma(self.splat(f32::from_bits(a & 0xffff_0000)), self.second_of_pairs(b), acc)
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, x: &T, lines: usize) {
+        let at = std::ptr::from_ref(x).cast::<i8>().wrapping_add(lines * 64);
+        // SAFETY: PREFETCHT0 reads nothing that the program could observe and never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
+    }
+}

@@ -1,0 +1,114 @@
+use crate::attention::{SCALE, attention, starts};
+use crate::compare::same;
+use crate::data::floats;
+use crate::harness::{best, levels};
+use prunectl::backend::cpu::{CpuBackend, KvPages};
+use prunectl::ops::cases::ATTENTION;
+use prunectl::ops::{AttentionPagedArgs, Device, Heads, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
+use prunectl::tensor::Dtype;
+
+pub(crate) const OPS: &[&str] = &["attention_paged"];
+
+/// Sequences decoded in steps: every call takes some rows of each.
+struct Decoder<'a> {
+    backend: &'a CpuBackend,
+    heads: Heads,
+    pool: KvPages,
+    /// Pages of each sequence, scattered over the pool.
+    pages: Vec<Vec<u32>>,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(backend: &'a CpuBackend, heads: Heads, lengths: &[usize]) -> Self {
+        let sequences = u32::try_from(lengths.len()).unwrap();
+        let pages: Vec<Vec<u32>> = (0..sequences)
+            .zip(lengths)
+            .map(|(s, &length)| (0..).map(|p| p * sequences + s).take(length.div_ceil(PAGE_TOKENS)).collect())
+            .collect();
+        let needed = pages.iter().flatten().max().map_or(0, |&p| p as usize + 1);
+        let mut pool = backend.kv_pages(needed / 2, heads).unwrap();
+        backend.kv_grow(&mut pool, needed).unwrap();
+        Self { backend, heads, pool, pages }
+    }
+
+    /// Rows (sequence, position) in one call; `qkv` holds them.
+    fn step(&mut self, rows: &[(usize, usize)], qkv: &[f32]) -> Vec<f32> {
+        let qkv = self.backend.upload(rows.len(), self.heads.qkv_cols(), qkv).unwrap();
+        let page_tokens = u32::try_from(PAGE_TOKENS).unwrap();
+        let slots: Vec<u32> = rows
+            .iter()
+            .map(|&(s, t)| self.pages[s][t / PAGE_TOKENS] * page_tokens + u32::try_from(t % PAGE_TOKENS).unwrap())
+            .collect();
+        let pages = &mut self.pool;
+        self.backend.kv_write(KvWriteArgs { pages, qkv: &qkv, heads: self.heads, slots: &slots }).unwrap();
+        let views: Vec<PagedRow<'_>> =
+            rows.iter().map(|&(s, t)| PagedRow { pages: &self.pages[s], len: u32::try_from(t + 1).unwrap() }).collect();
+        let mut y = self.backend.zeros(rows.len(), self.heads.q_cols()).unwrap();
+        let args = AttentionPagedArgs { y: &mut y, qkv: &qkv, heads: self.heads, pages: &self.pool, rows: &views, scale: SCALE };
+        self.backend.attention_paged(args).unwrap();
+        self.backend.download(&y).unwrap()
+    }
+}
+
+/// All rows at once, one by one, and in ragged steps: the bits of `attention` each time.
+#[test]
+fn has_the_bits_of_attention() {
+    for case in ATTENTION {
+        let (lengths, heads) = (case.lengths, case.heads);
+        let starts = starts(lengths);
+        let rows: Vec<(usize, usize)> =
+            lengths.iter().enumerate().flat_map(|(s, &length)| (0..length).map(move |t| (s, t))).collect();
+        let qkv = floats(1, rows.len() * heads.qkv_cols());
+        let (q_cols, qkv_cols) = (heads.q_cols(), heads.qkv_cols());
+        let index = |(s, t): (usize, usize)| starts[s] as usize + t;
+        for isa in levels() {
+            let backend = CpuBackend::with_isa(Dtype::F32, Some(2), isa).unwrap();
+            let expected = attention(&backend, &qkv, lengths, heads);
+            let what = format!("{case:?} on {}", isa.name());
+            let all = Decoder::new(&backend, heads, lengths).step(&rows, &qkv);
+            same(&format!("{what}, in one call"), &all, &expected);
+            let longest = lengths.iter().copied().max().unwrap_or(0);
+            for stride in [1, 5] {
+                let mut decoder = Decoder::new(&backend, heads, lengths);
+                for first in (0..longest).step_by(stride) {
+                    let now: Vec<(usize, usize)> =
+                        rows.iter().copied().filter(|&(_, t)| (first..first + stride).contains(&t)).collect();
+                    let part: Vec<f32> = now.iter().flat_map(|&r| qkv[index(r) * qkv_cols..][..qkv_cols].to_vec()).collect();
+                    let want: Vec<f32> = now.iter().flat_map(|&r| expected[index(r) * q_cols..][..q_cols].to_vec()).collect();
+                    same(&format!("{what}, {stride} at a time from {first}"), &decoder.step(&now, &part), &want);
+                }
+            }
+        }
+    }
+}
+
+/// What lies in a page behind a row's last token may be anything, NaN included: pages are reused.
+#[test]
+fn stale_tokens_are_not_seen() {
+    let backend = best(Dtype::F32);
+    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 8 };
+    let qkv = floats(3, 20 * heads.qkv_cols());
+    let expected = attention(&backend, &qkv, &[20], heads);
+    let mut decoder = Decoder::new(&backend, heads, &[32]);
+    let all: Vec<(usize, usize)> = (0..32).map(|t| (0, t)).collect();
+    decoder.step(&all, &vec![f32::NAN; 32 * heads.qkv_cols()]);
+    same("over stale NaN", &decoder.step(&all[..20], &qkv), &expected);
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_named() {
+    let backend = best(Dtype::F32);
+    let heads = Heads { heads: 2, kv_heads: 1, head_dim: 4 };
+    let pages = backend.kv_pages(2, heads).unwrap();
+    let qkv = backend.zeros(1, 16).unwrap();
+    let mut y = backend.zeros(1, 8).unwrap();
+    for (ids, len) in [(&[2][..], 1), (&[0], 17), (&[0], 0)] {
+        let rows = [PagedRow { pages: ids, len }];
+        let args = AttentionPagedArgs { y: &mut y, qkv: &qkv, heads, pages: &pages, rows: &rows, scale: 1.0 };
+        assert!(matches!(backend.attention_paged(args), Err(prunectl::Error::Shape { op: "attention_paged", .. })));
+    }
+    let other = Heads { head_dim: 8, ..heads };
+    let (qkv, mut y) = (backend.zeros(0, 32).unwrap(), backend.zeros(0, 16).unwrap());
+    let args = AttentionPagedArgs { y: &mut y, qkv: &qkv, heads: other, pages: &pages, rows: &[], scale: 1.0 };
+    assert!(matches!(backend.attention_paged(args), Err(prunectl::Error::Shape { arg: "pages", .. })));
+}

@@ -212,8 +212,7 @@ impl Tile<'_> {
         let stride = self.kv.value_lines;
         let common = self.lens.iter().copied().min().unwrap_or(0);
         let mut acc = [[s.splat(0.0); NV]; MR];
-        for block in 0..common.div_ceil(PAGE_TOKENS) {
-            let p = &scores[block];
+        for (block, p) in scores.iter().enumerate().take(common.div_ceil(PAGE_TOKENS)) {
             let keys = (common - block * PAGE_TOKENS).min(PAGE_TOKENS);
             for (j, v) in self.kv.values(block).chunks_exact(stride).take(keys).enumerate() {
                 let v: [S::V; NV] = std::array::from_fn(|i| s.load(&v[at + i].0));
@@ -232,8 +231,8 @@ impl Tile<'_> {
             }
         }
         for (r, &len) in self.lens.iter().enumerate() {
-            for i in 0..NV {
-                let mut sum = s.load(&sums[r][i]);
+            for (i, sum) in sums[r].iter().enumerate() {
+                let mut sum = s.load(sum);
                 for t in common..len {
                     let (block, j) = (t / PAGE_TOKENS, t % PAGE_TOKENS);
                     let v = s.load(&self.kv.values(block)[j * stride + at + i].0);

@@ -16,8 +16,8 @@ pub(super) fn lanes<S: Simd>(s: S, x: S::V) -> S::V {
     let x = s.min(s.splat(89.0), s.max(s.splat(-104.5), x));
     let round = s.splat(ROUND);
     let n = s.sub(s.fma(x, s.splat(std::f32::consts::LOG2_E), round), round);
-    // ln 2 in two parts, the first with 9 trailing zeros: n times it is exact.
-    let r = s.fma(n, s.splat(-0.693_359_375), x);
+    // ln 2 in two parts, the first so short that n times it is exact.
+    let r = s.fma(n, s.splat(-355.0 / 512.0), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.0 / 5040.0);
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {

@@ -12,6 +12,8 @@ mod attention;
 mod attention_paged;
 mod block_influence;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda_rms_norm;
 mod embedding;
 mod head_norm;
 mod kv_write;
@@ -48,6 +50,3 @@ fn every_op_has_a_test_and_cases() {
     let with_cases: Vec<&str> = prunectl::ops::cases::COUNTS.iter().filter(|c| c.1 > 0).map(|c| c.0).collect();
     assert_eq!(with_cases, prunectl::ops::ALL);
 }
-
-#[cfg(feature = "cuda")]
-mod cuda_rms_norm;

@@ -167,3 +167,23 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clap_finds_no_fault_with_any_command() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_wish_for_colour_is_seen_before_anything_is_parsed() {
+        let of = |args: &[&str]| color_of(&args.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(of(&["prunectl", "scan", "--color", "never", "--bogus"]), ColorChoice::Never);
+        assert_eq!(of(&["prunectl", "--color=always"]), ColorChoice::Always);
+        assert_eq!(of(&["prunectl", "--color"]), ColorChoice::Auto);
+        assert_eq!(of(&["prunectl", "--color", "blue"]), ColorChoice::Auto);
+        assert_eq!(of(&["prunectl", "--", "--color=always"]), ColorChoice::Auto);
+    }
+}

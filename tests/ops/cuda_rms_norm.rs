@@ -6,8 +6,22 @@ use prunectl::backend::cuda::{kernels, rms_norm::rms_norm};
 
 /// (rows, hidden): models' widths, 1, primes, multiples of 4 but not of 8, one below and above what a block reads in a
 /// step (256 and 2048).
-const SHAPES: [(usize, usize); 12] =
-    [(1, 1), (3, 7), (5, 255), (2, 257), (4, 576), (7, 2047), (3, 2048), (2, 2049), (9, 2056), (33, 4096), (2, 4097), (1, 8192)];
+const SHAPES: [(usize, usize); 14] = [
+    (1, 1),
+    (3, 7),
+    (5, 12),
+    (3, 2044),
+    (5, 255),
+    (2, 257),
+    (4, 576),
+    (7, 2047),
+    (3, 2048),
+    (2, 2049),
+    (9, 2056),
+    (33, 4096),
+    (2, 4097),
+    (1, 8192),
+];
 
 /// Fixed pseudo-random values around zero (xorshift), rounded to bf16, some of them large.
 fn values(seed: u64, n: usize) -> Vec<bf16> {

@@ -1,5 +1,6 @@
 //! What the commands do, without terminals or flags: a checked request in, a serialisable report out.
 
+pub mod bench;
 pub mod doctor;
 pub mod import;
 pub mod inspect;

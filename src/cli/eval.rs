@@ -1,16 +1,171 @@
 //! `prunectl eval`.
 
+use super::compute::{ComputeArgs, plan, unknown_metric};
+use super::data_args::DataArgs;
+use super::generate_args::{GenerateArgs, decode, longest};
+use super::layers::parse_layers;
 use super::ui::Ui;
-use crate::error::{Error, Result};
+use crate::data::{Dataset, Tokenizer};
+use crate::error::Result;
+use crate::metrics::{BleuTokenizer, Metric};
+use crate::model::{Decoder, LayerPlan, ModelFolder, Residency};
+use crate::ops::{Backend, Device};
+use crate::tasks::eval::{GenerationScore, TextScore, prompts, texts};
 use clap::Args;
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::PathBuf;
 
 /// Measure quality and speed
 #[derive(Debug, Args)]
-pub(crate) struct Eval {}
+#[command(after_help = "Examples:\n  prunectl eval SmolLM2 --data text.txt\n  prunectl eval SmolLM2 --data text.txt --skip 13,12\n  \
+                        prunectl eval aya --data en-de.jsonl --metrics chrf++,bleu --limit 100")]
+pub(crate) struct Eval {
+    /// Model folder
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Layers to leave out, as 13,12 or 20-23
+    #[arg(long, value_name = "LAYERS", value_parser = parse_layers, default_value = "")]
+    skip: Vec<usize>,
+    /// What to measure: nll, ppl, chrf, chrf++, bleu
+    #[arg(long, value_name = "LIST", default_value = "nll,ppl", value_delimiter = ',')]
+    metrics: Vec<String>,
+    /// How BLEU cuts words: 13a, zh, char, intl or none
+    #[arg(long, value_name = "NAME", default_value = "13a")]
+    tokenize: BleuTokenizer,
+    #[command(flatten)]
+    generate: GenerateArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    layers: usize,
+    skipped: Vec<usize>,
+    data: String,
+    data_sha256: String,
+    segments: usize,
+    truncated: usize,
+    #[serde(flatten)]
+    texts: Option<TextScore>,
+    #[serde(flatten)]
+    generation: Option<GenerationScore>,
+    parameters: u64,
+    bytes: u64,
+    device: String,
+    dtype: String,
+    peak_memory_bytes: u64,
+}
 
 impl Eval {
     pub(crate) fn run(self, ui: &Ui) -> Result<()> {
-        let _ = ui;
-        Err(Error::request("placeholder until the command lands"))
+        let known = "nll, ppl, chrf, chrf++, bleu";
+        let mut wants_texts = false;
+        let mut metrics = Vec::new();
+        for name in &self.metrics {
+            match (name.as_str(), Metric::parse(name, self.tokenize)) {
+                ("nll" | "ppl", _) => wants_texts = true,
+                (_, Some(metric)) => metrics.push(metric),
+                _ => return Err(unknown_metric(name, known)),
+            }
+        }
+        let folder = ModelFolder::open(&self.model)?;
+        let plan = plan(&folder, &self.skip)?;
+        let dataset = Dataset::open(&self.data.options(folder.config.max_position_embeddings)?)?;
+        let tokenizer = Tokenizer::open_for(&dataset, &self.model)?;
+        let vocab_size = folder.config.vocab_size;
+        let mut truncated = 0;
+        let examples = if wants_texts {
+            let examples = dataset.examples(tokenizer.as_ref(), vocab_size)?;
+            truncated = examples.truncated;
+            Some(examples.examples)
+        } else {
+            None
+        };
+        let generation = if metrics.is_empty() {
+            None
+        } else {
+            let prompts = dataset.prompts(tokenizer.as_ref(), vocab_size)?;
+            truncated = truncated.max(prompts.truncated);
+            let options = self.generate.options(&folder, tokenizer.as_ref(), &prompts.prompts, self.compute.budget())?;
+            Some((prompts.prompts, options))
+        };
+        if truncated > 0 {
+            ui.progress().note(&format!("{truncated} records are longer than --seq-len and lost their end"));
+        }
+        let positions = examples.iter().flatten().map(|e| e.ids.len()).chain(generation.iter().map(|(p, o)| longest(p, o))).max();
+        let residency = if generation.is_some() { Residency::Resident } else { Residency::Streamed };
+        let decoder = self.compute.decoder(ui, folder, residency, positions.unwrap_or(1))?;
+        let mut report = self.report(&decoder, &plan, &dataset, truncated);
+        report.segments = examples.as_ref().map_or(dataset.records.len(), Vec::len);
+        if let Some(examples) = &examples {
+            report.texts = Some(texts(&decoder, &plan, examples, ui.progress())?);
+        }
+        if let Some((given, options)) = &generation {
+            let decode = decode(tokenizer.as_ref(), decoder.folder())?;
+            report.generation = Some(prompts(&decoder, &plan, given, &metrics, options, &decode, ui.progress())?);
+        }
+        report.peak_memory_bytes = crate::machine::peak_memory_bytes();
+        ui.print(&report, &report.text())
+    }
+
+    fn report<B: Backend>(&self, decoder: &Decoder<B>, plan: &LayerPlan, dataset: &Dataset, truncated: usize) -> Report {
+        let folder = decoder.folder();
+        let removed = plan.removed();
+        let gone = |measure: &dyn Fn(&crate::tensor::HostTensor) -> u64| -> u64 {
+            removed.iter().flat_map(|&layer| folder.layer_tensors(layer)).map(measure).sum()
+        };
+        Report {
+            model: self.model.display().to_string(),
+            layers: plan.kept().len(),
+            data: dataset.path.display().to_string(),
+            data_sha256: dataset.sha256.clone(),
+            segments: 0,
+            truncated,
+            texts: None,
+            generation: None,
+            parameters: folder.parameters() - gone(&|t| t.len() as u64),
+            bytes: folder.bytes() - gone(&|t| t.bytes.as_slice().len() as u64),
+            device: decoder.backend().name(),
+            dtype: decoder.backend().compute_dtype().to_string(),
+            peak_memory_bytes: 0,
+            skipped: removed,
+        }
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:<12} {value}");
+        };
+        line("model", self.model.clone());
+        let skipped: Vec<String> = self.skipped.iter().map(usize::to_string).collect();
+        let without = if skipped.is_empty() { String::new() } else { format!(" (without {})", skipped.join(", ")) };
+        line("layers", format!("{}{without}", self.layers));
+        line("weights", format!("{} in {} bytes", self.parameters, self.bytes));
+        line("segments", self.segments.to_string());
+        if let Some(score) = &self.texts {
+            line("nll", format!("{:.4}", score.nll));
+            line("ppl", format!("{:.3}", score.ppl));
+            line("targets", format!("{} tokens", score.target_tokens));
+            line("speed", format!("{:.0} tokens/s ({} in {:.1} s)", score.tokens_per_second, score.tokens, score.seconds));
+        }
+        if let Some(score) = &self.generation {
+            for (name, value) in &score.scores {
+                line(name, format!("{value:.2}"));
+            }
+            line(
+                "generation",
+                format!("{:.0} tokens/s ({} in {:.1} s)", score.generated_tokens_per_second, score.generated_tokens, score.generation_seconds),
+            );
+        }
+        line("device", format!("{}, {}", self.device, self.dtype));
+        text
     }
 }

@@ -1,16 +1,113 @@
 //! `prunectl translate`.
 
+use super::compute::{ComputeArgs, plan};
+use super::data_args::DataArgs;
+use super::generate_args::{GenerateArgs, decode, longest};
+use super::layers::parse_layers;
 use super::ui::Ui;
+use crate::data::{Dataset, Tokenizer};
 use crate::error::{Error, Result};
+use crate::model::{ModelFolder, Residency};
+use crate::tasks::generation::{Text, texts};
 use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
 
 /// Generate greedily from the records of a file
+///
+/// Writes a line a record, in the order of the input: the record with `hypothesis` and `tokens` added.
 #[derive(Debug, Args)]
-pub(crate) struct Translate {}
+#[command(after_help = "Examples:\n  prunectl translate aya --data en-de.jsonl --out hyp.jsonl\n  \
+                        prunectl translate SmolLM2 --data questions.jsonl --out answers.jsonl --max-new-tokens 64 --stop '\\n\\n'")]
+pub(crate) struct Translate {
+    /// Model folder
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// File to write, JSON lines
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Overwrite --out where it exists
+    #[arg(long)]
+    force: bool,
+    /// Layers to leave out, as 13,12 or 20-23
+    #[arg(long, value_name = "LAYERS", value_parser = parse_layers, default_value = "")]
+    skip: Vec<usize>,
+    /// End a text before this (may be repeated)
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    #[command(flatten)]
+    generate: GenerateArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+#[derive(Serialize)]
+struct Report {
+    out: String,
+    segments: usize,
+    truncated: usize,
+    generated_tokens: usize,
+    seconds: f64,
+    tokens_per_second: f64,
+    max_new_tokens: usize,
+}
 
 impl Translate {
     pub(crate) fn run(self, ui: &Ui) -> Result<()> {
-        let _ = ui;
-        Err(Error::request("placeholder until the command lands"))
+        if self.out.exists() && !self.force {
+            return Err(Error::request(format!("{} exists", self.out.display())).with_help("choose another --out, or pass --force"));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(Error::request("--stop takes a text that is not empty"));
+        }
+        let folder = ModelFolder::open(&self.model)?;
+        let plan = plan(&folder, &self.skip)?;
+        let dataset = Dataset::open(&self.data.options(folder.config.max_position_embeddings)?)?;
+        let tokenizer = Tokenizer::open_for(&dataset, &self.model)?;
+        let prompts = dataset.prompts(tokenizer.as_ref(), folder.config.vocab_size)?;
+        if prompts.truncated > 0 {
+            ui.progress().note(&format!("{} prompts are longer than --seq-len and lost their end", prompts.truncated));
+        }
+        let options = self.generate.options(&folder, tokenizer.as_ref(), &prompts.prompts, self.compute.budget())?;
+        let decoder = self.compute.decoder(ui, folder, Residency::Resident, longest(&prompts.prompts, &options))?;
+        let decode = decode(tokenizer.as_ref(), decoder.folder())?;
+        let start = Instant::now();
+        let texts = texts(&decoder, &plan, &prompts.prompts, &options, &self.stop, &decode, ui.progress())?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.write(&dataset, &texts)?;
+        let generated_tokens = texts.iter().map(|t| t.tokens).sum();
+        #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
+        let report = Report {
+            out: self.out.display().to_string(),
+            segments: texts.len(),
+            truncated: prompts.truncated,
+            generated_tokens,
+            seconds,
+            tokens_per_second: generated_tokens as f64 / seconds,
+            max_new_tokens: options.max_new_tokens,
+        };
+        let text = format!(
+            "{}: {} texts, {} tokens in {:.1} s ({:.0} tokens/s)\n",
+            report.out, report.segments, report.generated_tokens, report.seconds, report.tokens_per_second
+        );
+        ui.print(&report, &text)
+    }
+
+    fn write(&self, dataset: &Dataset, texts: &[Text]) -> Result<()> {
+        crate::io::write_with(&self.out, |file| {
+            for (record, text) in dataset.records.iter().zip(texts) {
+                let mut object = record.object.clone();
+                object.insert("hypothesis".into(), Value::from(text.hypothesis.clone()));
+                object.insert("tokens".into(), Value::from(text.tokens));
+                serde_json::to_writer(&mut *file, &object)?;
+                file.write_all(b"\n")?;
+            }
+            Ok(())
+        })
     }
 }

@@ -5,5 +5,7 @@ pub mod doctor;
 pub mod import;
 pub mod inspect;
 pub mod prune;
+pub mod eval;
+pub mod generation;
 pub mod scan;
 pub mod score;

@@ -1,2 +1,7 @@
 //! Whole models against what transformers computed (tests/fixtures).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(clippy::cast_precision_loss, reason = "counts in tests are small")]
+
+mod fixture;
+mod invariance;
+mod transformers;

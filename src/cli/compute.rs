@@ -1,0 +1,92 @@
+//! The options of commands that run a model, and the model they open.
+
+use super::ui::Ui;
+use crate::backend::cpu::CpuBackend;
+use crate::error::{Error, Result};
+use crate::model::{Decoder, LayerPlan, ModelFolder, Residency};
+use crate::tensor::Dtype;
+use clap::{Args, ValueEnum};
+
+/// What matrices are multiplied in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeChoice {
+    /// bf16 where the model is stored in it, else f32
+    Auto,
+    /// Exact to the last bits of f32
+    F32,
+    /// Operands rounded to bf16, sums in f32
+    Bf16,
+}
+
+/// How to compute.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Computing")]
+pub(crate) struct ComputeArgs {
+    /// What matrices are multiplied in; sums are always f32
+    #[arg(long, value_enum, default_value = "auto", value_name = "DTYPE")]
+    pub(crate) dtype: DtypeChoice,
+    /// Memory for hidden states or the KV cache, as 800M or 2G [default: half of what is free]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) mem_budget: Option<u64>,
+}
+
+impl ComputeArgs {
+    /// The model on the device asked for. `positions`: longest sequence that will be run.
+    pub(crate) fn decoder(&self, ui: &Ui, folder: ModelFolder, residency: Residency, positions: usize) -> Result<Decoder<CpuBackend>> {
+        ui.device()?;
+        let dtype = match self.dtype {
+            DtypeChoice::F32 => Dtype::F32,
+            DtypeChoice::Bf16 => Dtype::Bf16,
+            // f16 has more mantissa than bf16: rounding it would lose what the file holds.
+            DtypeChoice::Auto if folder.dtypes().iter().all(|(dtype, _)| *dtype == Dtype::Bf16) => Dtype::Bf16,
+            DtypeChoice::Auto => Dtype::F32,
+        };
+        Decoder::new(CpuBackend::new(dtype, ui.global.threads)?, folder, residency, positions)
+    }
+
+    /// --mem-budget, or half of the free memory (1 GiB where the system does not say).
+    pub(crate) fn budget(&self) -> u64 {
+        self.mem_budget.unwrap_or_else(|| crate::machine::available_memory_bytes().map_or(1 << 30, |free| free / 2))
+    }
+}
+
+/// `--skip`: the layers that run.
+pub(crate) fn plan(folder: &ModelFolder, skip: &[usize]) -> Result<LayerPlan> {
+    LayerPlan::without(folder.config.num_hidden_layers, skip)
+}
+
+/// A count of bytes: digits, then nothing, K, M, G or T (powers of 1024; a B or iB may follow).
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_uppercase();
+    let shift = match unit.trim_end_matches("IB").trim_end_matches('B') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("expected a number of bytes, as 800M or 2G".into()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "expected a number of bytes, as 800M or 2G".to_owned())?;
+    number.checked_mul(1 << shift).filter(|&n| n > 0).ok_or_else(|| "the number of bytes must be above 0 and below 2^64".into())
+}
+
+/// The error for metrics that a command does not know.
+pub(crate) fn unknown_metric(name: &str, known: &str) -> Error {
+    Error::request(format!("unknown metric {name}")).with_help(format!("choose from {known}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [("1", 1), ("800M", 800 << 20), ("2G", 2 << 30), ("2GiB", 2 << 30), ("3kb", 3 << 10), ("1T", 1 << 40)] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "1X", "0", "99999999999T", "1 G"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+}

@@ -32,7 +32,13 @@ pub(crate) struct ComputeArgs {
 
 impl ComputeArgs {
     /// The model on the device asked for. `positions`: longest sequence that will be run.
-    pub(crate) fn decoder(&self, ui: &Ui, folder: ModelFolder, residency: Residency, positions: usize) -> Result<Decoder<CpuBackend>> {
+    pub(crate) fn decoder(
+        &self,
+        ui: &Ui,
+        folder: ModelFolder,
+        residency: Residency,
+        positions: usize,
+    ) -> Result<Decoder<CpuBackend>> {
         ui.device()?;
         let dtype = match self.dtype {
             DtypeChoice::F32 => Dtype::F32,
@@ -51,8 +57,8 @@ impl ComputeArgs {
 }
 
 /// `--skip`: the layers that run.
-pub(crate) fn plan(folder: &ModelFolder, skip: &[usize]) -> Result<LayerPlan> {
-    LayerPlan::without(folder.config.num_hidden_layers, skip)
+pub(crate) fn plan(folder: &ModelFolder, skip: Option<&[usize]>) -> Result<LayerPlan> {
+    LayerPlan::without(folder.config.num_hidden_layers, skip.unwrap_or_default())
 }
 
 /// A count of bytes: digits, then nothing, K, M, G or T (powers of 1024; a B or iB may follow).
@@ -82,7 +88,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_as_people_write_them() {
-        for (text, bytes) in [("1", 1), ("800M", 800 << 20), ("2G", 2 << 30), ("2GiB", 2 << 30), ("3kb", 3 << 10), ("1T", 1 << 40)] {
+        for (text, bytes) in
+            [("1", 1), ("800M", 800 << 20), ("2G", 2 << 30), ("2GiB", 2 << 30), ("3kb", 3 << 10), ("1T", 1 << 40)]
+        {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }
         for text in ["", "G", "-1", "1.5G", "1X", "0", "99999999999T", "1 G"] {

@@ -2,14 +2,15 @@
 
 use super::compute::{ComputeArgs, plan, unknown_metric};
 use super::data_args::DataArgs;
+use super::examples;
 use super::generate_args::{GenerateArgs, decode, longest};
-use super::layers::parse_layers;
+use super::layers::{LayerList, parse_layers};
 use super::ui::Ui;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::Result;
 use crate::metrics::{BleuTokenizer, Metric};
 use crate::model::{Decoder, LayerPlan, ModelFolder, Residency};
-use crate::ops::{Backend, Device};
+use crate::ops::Backend;
 use crate::tasks::eval::{GenerationScore, TextScore, prompts, texts};
 use clap::Args;
 use serde::Serialize;
@@ -18,8 +19,7 @@ use std::path::PathBuf;
 
 /// Measure quality and speed
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  prunectl eval SmolLM2 --data text.txt\n  prunectl eval SmolLM2 --data text.txt --skip 13,12\n  \
-                        prunectl eval aya --data en-de.jsonl --metrics chrf++,bleu --limit 100")]
+#[command(after_help = examples::eval())]
 pub(crate) struct Eval {
     /// Model folder
     #[arg(value_name = "MODEL")]
@@ -27,8 +27,8 @@ pub(crate) struct Eval {
     #[command(flatten)]
     data: DataArgs,
     /// Layers to leave out, as 13,12 or 20-23
-    #[arg(long, value_name = "LAYERS", value_parser = parse_layers, default_value = "")]
-    skip: Vec<usize>,
+    #[arg(long, value_name = "LAYERS", value_parser = parse_layers)]
+    skip: Option<LayerList>,
     /// What to measure: nll, ppl, chrf, chrf++, bleu
     #[arg(long, value_name = "LIST", default_value = "nll,ppl", value_delimiter = ',')]
     metrics: Vec<String>,
@@ -74,7 +74,7 @@ impl Eval {
             }
         }
         let folder = ModelFolder::open(&self.model)?;
-        let plan = plan(&folder, &self.skip)?;
+        let plan = plan(&folder, self.skip.as_deref())?;
         let dataset = Dataset::open(&self.data.options(folder.config.max_position_embeddings)?)?;
         let tokenizer = Tokenizer::open_for(&dataset, &self.model)?;
         let vocab_size = folder.config.vocab_size;
@@ -162,7 +162,10 @@ impl Report {
             }
             line(
                 "generation",
-                format!("{:.0} tokens/s ({} in {:.1} s)", score.generated_tokens_per_second, score.generated_tokens, score.generation_seconds),
+                format!(
+                    "{:.0} tokens/s ({} in {:.1} s)",
+                    score.generated_tokens_per_second, score.generated_tokens, score.generation_seconds
+                ),
             );
         }
         line("device", format!("{}, {}", self.device, self.dtype));

@@ -41,10 +41,12 @@ pub(crate) fn longest(prompts: &[Prompt], options: &GenerateOptions) -> usize {
 }
 
 /// The decoding function that tasks take; without a tokenizer.json texts cannot be had.
-pub(crate) fn decode(tokenizer: Option<&Tokenizer>, folder: &ModelFolder) -> Result<impl Fn(&[u32]) -> Result<String> + Sync + use<'_>> {
-    let path = folder.path.clone();
+pub(crate) fn decode<'a>(
+    tokenizer: Option<&'a Tokenizer>,
+    folder: &ModelFolder,
+) -> Result<impl Fn(&[u32]) -> Result<String> + Sync + use<'a>> {
     let tokenizer = tokenizer.ok_or_else(|| {
-        Error::data(path.join("tokenizer.json"), "", "missing: generated tokens cannot be turned into text without it")
+        Error::data(folder.path.join("tokenizer.json"), "", "missing: generated tokens cannot be turned into text without it")
     })?;
     Ok(move |ids: &[u32]| tokenizer.decode(ids))
 }

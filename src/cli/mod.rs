@@ -2,10 +2,12 @@
 //! One file a command; `print` is the only place that writes to standard output.
 
 mod bench;
+mod compute;
 pub mod data_args;
 mod doctor;
 mod eval;
 mod examples;
+mod generate_args;
 mod import;
 mod inspect;
 pub mod layers;

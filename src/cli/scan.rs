@@ -2,8 +2,9 @@
 
 use super::compute::{ComputeArgs, unknown_metric};
 use super::data_args::DataArgs;
+use super::examples;
 use super::generate_args::{GenerateArgs, decode, longest};
-use super::layers::{Protect, parse_layers};
+use super::layers::{LayerList, Protect, parse_layers};
 use super::ui::Ui;
 use crate::data::{DataOptions, Dataset, Tokenizer};
 use crate::error::Result;
@@ -22,9 +23,7 @@ use std::path::PathBuf;
 /// Greedy rounds: the model is scored without each remaining layer, and the layer whose removal hurts least is removed. One
 /// sweep over the layers scores all candidates of a round.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  prunectl scan SmolLM2 --data text.txt --out scan --remove 4\n  \
-                        prunectl scan aya --data en-de.jsonl --out scan --remove 8 --metric chrf++ --limit 200\n  \
-                        prunectl scan aya --data en-de.jsonl --out scan --remove 8 --race --resume")]
+#[command(after_help = examples::scan())]
 pub(crate) struct Scan {
     /// Model folder
     #[arg(value_name = "MODEL")]
@@ -44,8 +43,8 @@ pub(crate) struct Scan {
     #[arg(long, value_name = "LAYERS", default_value = "first,last")]
     protect: Protect,
     /// Layers to leave out before the first round, as 13,12
-    #[arg(long, value_name = "LAYERS", value_parser = parse_layers, default_value = "")]
-    already_removed: Vec<usize>,
+    #[arg(long, value_name = "LAYERS", value_parser = parse_layers)]
+    already_removed: Option<LayerList>,
     /// What generations are compared with: the records' targets, or the unpruned model's own texts
     #[arg(long, value_name = "WHAT", default_value = "data", value_parser = ["data", "self"])]
     references: String,
@@ -91,14 +90,13 @@ impl Scan {
         let data_options = self.data.options(config.max_position_embeddings)?;
         let dataset = Dataset::open(&data_options)?;
         let generates = matches!(metric, Metric::Text(_));
-        let tokenizer =
-            if generates { Some(Tokenizer::open(&self.model)?) } else { Tokenizer::open_for(&dataset, &self.model)? };
+        let tokenizer = if generates { Some(Tokenizer::open(&self.model)?) } else { Tokenizer::open_for(&dataset, &self.model)? };
         let request = Request {
             out: self.out.clone(),
             metric,
             remove: self.remove,
-            protect: self.protect.layers(config.num_hidden_layers),
-            already_removed: self.already_removed.clone(),
+            protect: self.protect.resolve(config.num_hidden_layers)?,
+            already_removed: self.already_removed.clone().unwrap_or_default(),
             self_references: self.references == "self",
             race: self.race.then_some(self.race_delta),
             mem_budget: self.compute.budget(),
@@ -135,7 +133,8 @@ impl Scan {
     }
 
     fn facts(&self, folder: &ModelFolder, dataset: &Dataset, options: &DataOptions) -> Result<Facts> {
-        let architecture = folder.raw_config.get("architectures").and_then(|a| a.get(0)).and_then(|a| a.as_str()).unwrap_or_default();
+        let architecture =
+            folder.raw_config.get("architectures").and_then(|a| a.get(0)).and_then(|a| a.as_str()).unwrap_or_default();
         let mut kept = Map::new();
         kept.insert("prompt".into(), json!(options.prompt));
         kept.insert("chat".into(), json!(options.chat));
@@ -148,7 +147,7 @@ impl Scan {
                 path: self.model.display().to_string(),
                 architecture: architecture.to_owned(),
                 num_hidden_layers: folder.config.num_hidden_layers,
-                fingerprint: folder.fingerprint()?,
+                fingerprint: folder.fingerprint(),
             },
             data: scan_json::Data {
                 path: dataset.path.display().to_string(),

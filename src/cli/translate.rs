@@ -2,8 +2,9 @@
 
 use super::compute::{ComputeArgs, plan};
 use super::data_args::DataArgs;
+use super::examples;
 use super::generate_args::{GenerateArgs, decode, longest};
-use super::layers::parse_layers;
+use super::layers::{LayerList, parse_layers};
 use super::ui::Ui;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::{Error, Result};
@@ -20,8 +21,7 @@ use std::time::Instant;
 ///
 /// Writes a line a record, in the order of the input: the record with `hypothesis` and `tokens` added.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  prunectl translate aya --data en-de.jsonl --out hyp.jsonl\n  \
-                        prunectl translate SmolLM2 --data questions.jsonl --out answers.jsonl --max-new-tokens 64 --stop '\\n\\n'")]
+#[command(after_help = examples::translate())]
 pub(crate) struct Translate {
     /// Model folder
     #[arg(value_name = "MODEL")]
@@ -35,8 +35,8 @@ pub(crate) struct Translate {
     #[arg(long)]
     force: bool,
     /// Layers to leave out, as 13,12 or 20-23
-    #[arg(long, value_name = "LAYERS", value_parser = parse_layers, default_value = "")]
-    skip: Vec<usize>,
+    #[arg(long, value_name = "LAYERS", value_parser = parse_layers)]
+    skip: Option<LayerList>,
     /// End a text before this (may be repeated)
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -60,13 +60,15 @@ struct Report {
 impl Translate {
     pub(crate) fn run(self, ui: &Ui) -> Result<()> {
         if self.out.exists() && !self.force {
-            return Err(Error::request(format!("{} exists", self.out.display())).with_help("choose another --out, or pass --force"));
+            return Err(
+                Error::request(format!("{} exists", self.out.display())).with_help("choose another --out, or pass --force")
+            );
         }
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::request("--stop takes a text that is not empty"));
         }
         let folder = ModelFolder::open(&self.model)?;
-        let plan = plan(&folder, &self.skip)?;
+        let plan = plan(&folder, self.skip.as_deref())?;
         let dataset = Dataset::open(&self.data.options(folder.config.max_position_embeddings)?)?;
         let tokenizer = Tokenizer::open_for(&dataset, &self.model)?;
         let prompts = dataset.prompts(tokenizer.as_ref(), folder.config.vocab_size)?;

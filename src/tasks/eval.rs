@@ -36,7 +36,12 @@ pub struct TextScore {
 ///
 /// # Errors
 /// [`Error::Request`] for a text without a target; [`Error::Interrupted`]; those of the ops.
-pub fn texts<B: Backend>(decoder: &Decoder<B>, plan: &LayerPlan, examples: &[Example], progress: &dyn Progress) -> Result<TextScore> {
+pub fn texts<B: Backend>(
+    decoder: &Decoder<B>,
+    plan: &LayerPlan,
+    examples: &[Example],
+    progress: &dyn Progress,
+) -> Result<TextScore> {
     if let Some(empty) = examples.iter().find(|e| e.targets.is_empty()) {
         return Err(Error::request(format!("record {} has no target token", empty.record + 1)));
     }
@@ -123,5 +128,10 @@ pub fn prompts<B: Backend>(
     let generated_tokens: usize = texts.iter().map(|t| t.tokens).sum();
     #[expect(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^52")]
     let speed = generated_tokens as f64 / generation_seconds;
-    Ok(GenerationScore { scores, generated_tokens: generated_tokens as u64, generation_seconds, generated_tokens_per_second: speed })
+    Ok(GenerationScore {
+        scores,
+        generated_tokens: generated_tokens as u64,
+        generation_seconds,
+        generated_tokens_per_second: speed,
+    })
 }

@@ -39,7 +39,8 @@ pub fn texts<B: Backend>(
         return Err(Error::request("the data holds no record to generate from"));
     }
     let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
-    let stop = |tokens: &[u32]| !stops.is_empty() && decode(tokens).is_ok_and(|text| stops.iter().any(|s| text.contains(s.as_str())));
+    let stop =
+        |tokens: &[u32]| !stops.is_empty() && decode(tokens).is_ok_and(|text| stops.iter().any(|s| text.contains(s.as_str())));
     let request = GenerateRequest { plan, variants: &[None], prompts: &ids, options, stop: &stop };
     let mut texts: Vec<Option<Text>> = vec![None; prompts.len()];
     progress.begin("generating", prompts.len() as u64);

@@ -53,7 +53,10 @@ impl Fixture {
                     record: s,
                     ids: real.iter().map(|&t| u32::try_from(ids[s][t]).unwrap()).collect(),
                     targets: targets
-                        .map(|(row, &t)| Target { row: u32::try_from(row - 1).unwrap(), token: u32::try_from(labels[s][t]).unwrap() })
+                        .map(|(row, &t)| Target {
+                            row: u32::try_from(row - 1).unwrap(),
+                            token: u32::try_from(labels[s][t]).unwrap(),
+                        })
                         .collect(),
                 }
             })

@@ -8,7 +8,14 @@ use prunectl::progress::Silent;
 use prunectl::tasks::scan::sweep::{Loss, SweepLosses, SweepRequest, sweep};
 use std::collections::BTreeMap;
 
-fn scores(decoder: &Decoder<CpuBackend>, plan: &LayerPlan, candidates: &[usize], examples: &[Example], loss: Loss, budget: u64) -> SweepLosses {
+fn scores(
+    decoder: &Decoder<CpuBackend>,
+    plan: &LayerPlan,
+    candidates: &[usize],
+    examples: &[Example],
+    loss: Loss,
+    budget: u64,
+) -> SweepLosses {
     let examples: Vec<&Example> = examples.iter().collect();
     let request = SweepRequest { plan, candidates, examples: &examples, base: true, loss, budget };
     sweep(decoder, &request, &Silent).unwrap()

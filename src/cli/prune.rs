@@ -1,8 +1,11 @@
 //! `prunectl prune`.
 
+use super::compute::{ComputeArgs, DtypeChoice};
 use super::layers::{LayerList, parse_layers};
 use super::ui::Ui;
 use crate::error::Result;
+use crate::model::{LayerPlan, ModelFolder, Residency};
+use crate::tasks::prune::probe::{PROBE_TOKENS, same_logits};
 use crate::tasks::prune::{Choice, Report, Request, prune};
 use clap::{ArgGroup, Args};
 use std::fmt::Write;
@@ -49,7 +52,13 @@ impl Prune {
             },
         };
         let request = Request { model: self.model, out: self.out, choice, force: self.force };
-        let report = prune(&request, &|_, _, _| Ok(()), ui.progress())?;
+        let compute = ComputeArgs { dtype: DtypeChoice::Auto, mem_budget: None };
+        let verify = |original: &ModelFolder, plan: &LayerPlan, pruned: &ModelFolder| -> Result<()> {
+            // Opened again by path: a decoder owns its folder.
+            let open = |path| compute.decoder(ui, ModelFolder::open(path)?, Residency::Streamed, PROBE_TOKENS);
+            same_logits(&open(&original.path)?, plan, &open(&pruned.path)?)
+        };
+        let report = prune(&request, &verify, ui.progress())?;
         ui.print(&report, &text(&report))
     }
 }

@@ -5,6 +5,7 @@
 
 mod carry;
 mod config;
+pub mod probe;
 mod weights;
 
 use crate::error::{Error, Result};

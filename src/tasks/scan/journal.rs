@@ -10,6 +10,10 @@ use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Longest time that a finished text waits to be made durable.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What one record adds to a model's score.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +65,9 @@ pub enum Entry {
 pub struct Journal {
     file: File,
     path: PathBuf,
+    /// Lines not yet written, and since when.
+    pending: Vec<u8>,
+    since: Option<Instant>,
 }
 
 impl Journal {
@@ -88,7 +95,7 @@ impl Journal {
             Err(TryLockError::Error(source)) => return Err(Error::Io { action: "lock", path, source }),
         }
         let bytes = crate::io::read(&path)?;
-        let mut journal = Self { file, path };
+        let mut journal = Self { file, path, pending: Vec::new(), since: None };
         if resume && !bytes.is_empty() {
             let (entries, whole) = journal.parse(&bytes, header)?;
             // Drop what a crash cut short, so that the next line starts on its own.
@@ -149,16 +156,40 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`].
     pub fn append(&mut self, entries: &[Entry]) -> Result<()> {
-        let mut text = Vec::new();
+        self.put(entries)?;
+        self.flush()
+    }
+
+    /// Appends entries that may wait for others, [`PATIENCE`] at most, until they are made durable together: a text at a
+    /// time would cost an fsync each.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn append_soon(&mut self, entries: &[Entry]) -> Result<()> {
+        self.put(entries)?;
+        if self.since.get_or_insert_with(Instant::now).elapsed() < PATIENCE { Ok(()) } else { self.flush() }
+    }
+
+    /// Makes durable what waits.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn flush(&mut self) -> Result<()> {
+        self.since = None;
+        let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() { Ok(()) } else { self.write(&pending) }
+    }
+
+    fn put(&mut self, entries: &[Entry]) -> Result<()> {
         for entry in entries {
-            serde_json::to_writer(&mut text, entry).map_err(|e| Error::Io {
+            serde_json::to_writer(&mut self.pending, entry).map_err(|e| Error::Io {
                 action: "write",
                 path: self.path.clone(),
                 source: e.into(),
             })?;
-            text.push(b'\n');
+            self.pending.push(b'\n');
         }
-        self.write(&text)
+        Ok(())
     }
 
     fn append_line(&mut self, value: &Value) -> Result<()> {

@@ -83,7 +83,7 @@ impl<'a, B: Backend> Rounds<'a, B> {
         self.progress.begin("texts of the unpruned model", missing.len() as u64);
         self.generate(&full, &[None], &missing, &mut |journal, record, _, text| {
             texts[record] = Some(text.clone());
-            journal.append(&[Entry::Reference { record, text }])
+            journal.append_soon(&[Entry::Reference { record, text }])
         })?;
         self.progress.end();
         self.references = texts.into_iter().map(Option::unwrap_or_default).collect();
@@ -231,13 +231,9 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let chunks = self.chunks(records, candidates.len() + 1 + usize::from(base));
         if let Some(what) = announce {
             let units = chunks.iter().map(|records| {
-                let (missing, examples) = (missing(sheet, candidates, records), self.examples(records));
+                let missing = missing(sheet, candidates, records);
                 let base = base && records.iter().any(|&r| !sheet.has(None, r));
-                if missing.is_empty() && !base {
-                    0
-                } else {
-                    sweep::work_units(self.decoder, &self.sweep_request(plan, &missing, &examples, base))
-                }
+                if missing.is_empty() && !base { 0 } else { self.units(plan, &missing, base, records) }
             });
             self.progress.begin(what, units.sum());
         }
@@ -338,28 +334,34 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let mut alive = candidates.to_vec();
         let mut partial = BTreeMap::new();
         let mut seen = 0;
+        // As if nobody were dropped; what a drop saves counts as done, so that the estimate shrinks with the field.
+        self.progress.begin(what, self.units(plan, &alive, base, &order));
         while seen < order.len() {
             // With one left there is nothing to look for: the rest is scored in one go.
-            let step = if alive.len() == 1 {
-                order.len()
-            } else if seen == 0 {
-                race::FIRST_LOOK
-            } else {
-                race::CHUNK
+            let step = match (alive.len(), seen) {
+                (1, _) => order.len(),
+                (_, 0) => race::FIRST_LOOK,
+                _ => race::CHUNK,
             };
             let until = (seen + step).min(order.len());
-            self.progress
-                .begin(&format!("{what}: {} candidates, records {}-{until} of {}", alive.len(), seen + 1, order.len()), 0);
             self.score_losses(number, plan, &alive, base, &order[seen..until], None, sheet)?;
-            self.progress.end();
             seen = until;
             if seen < order.len() && alive.len() > 1 {
                 let (stay, go) = self.look(sheet, &alive, &order[..seen], comparison);
                 partial.extend(go);
+                let rest = &order[seen..];
+                self.progress.advance(self.units(plan, &alive, base, rest).saturating_sub(self.units(plan, &stay, base, rest)));
                 alive = stay;
             }
         }
+        self.progress.end();
         Ok(partial)
+    }
+
+    /// Work of scoring these candidates on these records, in the units of progress.
+    fn units(&self, plan: &LayerPlan, candidates: &[usize], base: bool, records: &[usize]) -> u64 {
+        let examples = self.examples(records);
+        sweep::work_units(self.decoder, &self.sweep_request(plan, candidates, &examples, base))
     }
 
     /// Splits candidates into those that may still win and those that cannot.
@@ -423,7 +425,7 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let result = self.generate(plan, &variants, &records, &mut |journal, record, variant, text| {
             let share = Share::Counts(scorer.segment(strip(&text), strip(&references[record])).0);
             let layer = variants[variant];
-            journal.append(&[Entry::Shares { round: number, layer, records: vec![record], shares: vec![share.clone()] }])?;
+            journal.append_soon(&[Entry::Shares { round: number, layer, records: vec![record], shares: vec![share.clone()] }])?;
             sheet.enter(layer, record, share);
             Ok(())
         });
@@ -445,9 +447,11 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let options = GenerateOptions { kv_budget: self.request.mem_budget, ..options.clone() };
         let request = GenerateRequest { plan, variants, prompts: &ids, options: &options, stop: &|_| false };
         let journal = &mut self.journal;
-        generate(self.decoder, &request, self.progress, &mut |generation| {
+        let result = generate(self.decoder, &request, self.progress, &mut |generation| {
             done(journal, records[generation.prompt], generation.variant, decode(&generation.tokens)?)
-        })
+        });
+        // What was finished is kept whatever stopped the rest.
+        journal.flush().and(result)
     }
 
     /// Tokens a second of one pass of `plan` over about [`SPEED_ROWS`] tokens, the head included where there are targets.

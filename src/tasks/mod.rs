@@ -2,10 +2,10 @@
 
 pub mod bench;
 pub mod doctor;
+pub mod eval;
+pub mod generation;
 pub mod import;
 pub mod inspect;
 pub mod prune;
-pub mod eval;
-pub mod generation;
 pub mod scan;
 pub mod score;

@@ -11,7 +11,7 @@
 //! not see never enters its arithmetic, be it NaN.
 
 use super::exp;
-use super::gemm::with_scratch;
+use super::gemm::Scratch;
 use super::kv_cache::{head_lines, page_lines, value_lines, write_token};
 use super::simd::{Kernel, LANES, Line, Simd};
 use super::{CpuBackend, Tensor, set_len};
@@ -137,38 +137,38 @@ impl Tile<'_> {
         }
         let KeyValues { head_dim, value_lines, .. } = self.kv;
         let blocks = self.longest.div_ceil(PAGE_TOKENS);
-        with_scratch(head_dim * MR, blocks * MR, |packed, scores| {
-            packed.fill(0);
-            for (r, query) in self.queries.iter().enumerate() {
-                for (out, q) in packed[r..].iter_mut().step_by(MR).zip(*query) {
-                    *out = q.to_bits();
-                }
+        let mut scratch = Scratch::lend(head_dim * MR, blocks * MR);
+        let (packed, scores) = scratch.parts();
+        packed.fill(0);
+        for (r, query) in self.queries.iter().enumerate() {
+            for (out, q) in packed[r..].iter_mut().step_by(MR).zip(*query) {
+                *out = q.to_bits();
             }
-            let packed = packed.as_chunks::<MR>().0;
-            let scores = scores.as_chunks_mut::<MR>().0;
-            let mut block = 0;
-            while S::VECS == 2 && block + 2 <= blocks {
-                self.scores::<S, MR, 2>(s, packed, block, scores);
-                block += 2;
-            }
-            while block < blocks {
-                self.scores::<S, MR, 1>(s, packed, block, scores);
-                block += 1;
-            }
-            let mut totals = [1.0; MR];
-            for (r, &len) in self.lens.iter().enumerate() {
-                totals[r] = softmax::<S, MR>(s, scores, r, len);
-            }
-            let mut v = 0;
-            while S::VECS == 2 && v + 2 <= value_lines {
-                self.values::<S, MR, 2>(s, scores, &totals, v, &mut write);
-                v += 2;
-            }
-            while v < value_lines {
-                self.values::<S, MR, 1>(s, scores, &totals, v, &mut write);
-                v += 1;
-            }
-        });
+        }
+        let packed = packed.as_chunks::<MR>().0;
+        let scores = scores.as_chunks_mut::<MR>().0;
+        let mut block = 0;
+        while S::VECS == 2 && block + 2 <= blocks {
+            self.scores::<S, MR, 2>(s, packed, block, scores);
+            block += 2;
+        }
+        while block < blocks {
+            self.scores::<S, MR, 1>(s, packed, block, scores);
+            block += 1;
+        }
+        let mut totals = [1.0; MR];
+        for (r, &len) in self.lens.iter().enumerate() {
+            totals[r] = softmax::<S, MR>(s, scores, r, len);
+        }
+        let mut v = 0;
+        while S::VECS == 2 && v + 2 <= value_lines {
+            self.values::<S, MR, 2>(s, scores, &totals, v, &mut write);
+            v += 2;
+        }
+        while v < value_lines {
+            self.values::<S, MR, 1>(s, scores, &totals, v, &mut write);
+            v += 1;
+        }
     }
 
     /// scores\[block\]\[row\] = scale q k^T for NV blocks of keys.

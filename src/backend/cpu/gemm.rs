@@ -79,41 +79,40 @@ pub(super) fn pack_rows<S: Simd>(form: Form, x: &[f32], k: usize, rows: usize, o
         return;
     }
     let blocks = rows.div_ceil(S::MAX_ROWS);
-    let mut pairs = match form {
-        Form::Pairs => vec![0_u32; words],
-        Form::F32 | Form::F32Even | Form::RoundedEven => Vec::new(),
-    };
     for block in 0..blocks {
         let range = share(rows, blocks, block);
         let height = range.len();
+        let x = &x[range.start * k..range.end * k];
         let out = &mut out[range.start * words..range.end * words];
-        for (r, row) in range.enumerate() {
-            let x = &x[row * k..][..k];
-            match form {
-                Form::F32 | Form::F32Even => {
-                    for (out, &x) in out[r..].iter_mut().step_by(height).zip(x) {
-                        *out = x.to_bits();
+        // Few columns at a time, so that the lines of `out` they go to stay in L1 while the rows pass.
+        for start in (0..words).step_by(PACK_COLUMNS) {
+            let width = (words - start).min(PACK_COLUMNS);
+            let out = &mut out[start * height..][..width * height];
+            for (r, x) in x.chunks_exact(k).enumerate() {
+                let mut column = [0_u32; PACK_COLUMNS];
+                match form {
+                    Form::F32 | Form::F32Even => {
+                        for (c, x) in column.iter_mut().zip(&x[start.min(k)..]) {
+                            *c = x.to_bits();
+                        }
                     }
+                    Form::RoundedEven => {
+                        for (c, x) in column.iter_mut().zip(&x[start.min(k)..]) {
+                            *c = round_bf16(*x);
+                        }
+                    }
+                    Form::Pairs => pairs_of_floats(&x[2 * start..(2 * (start + width)).min(k)], &mut column[..width]),
                 }
-                Form::RoundedEven => {
-                    for (out, &x) in out[r..].iter_mut().step_by(height).zip(x) {
-                        *out = round_bf16(x);
-                    }
-                }
-                Form::Pairs => {
-                    pairs_of_floats(x, &mut pairs);
-                    for (out, &pair) in out[r..].iter_mut().step_by(height).zip(&pairs) {
-                        *out = pair;
-                    }
+                for (c, value) in column[..width].iter().enumerate() {
+                    out[c * height + r] = *value;
                 }
             }
         }
-        if k < words {
-            // Scratch is reused: the zero that makes K even must be written.
-            out[k * height..].fill(0);
-        }
     }
 }
+
+/// Words of a row that are packed before the next row.
+const PACK_COLUMNS: usize = 16;
 
 /// tile\[r\]\[n\] = sum over k of x\[r, k\] w\[n, k\] for `rows` packed rows and one panel.
 ///
@@ -127,11 +126,12 @@ pub(super) fn panel_tile(isa: Isa, form: Form, x: &[u32], rows: usize, panel: Pa
             isa.run(Sweep { x, rows, width: 2, w, tile, step: MultiplyPairs });
         }
         // Many: it would cost a fifth of the time if done for each block of rows, and 2 % done once for all of them.
-        (Panel::Bf16(w), Form::F32 | Form::F32Even | Form::RoundedEven) => with_scratch(0, 4 * w.len(), |_, wide| {
-            let wide = as_tile(wide);
+        (Panel::Bf16(w), Form::F32 | Form::F32Even | Form::RoundedEven) => {
+            let mut scratch = Scratch::lend(0, 4 * w.len());
+            let wide = as_tile(scratch.parts().1);
             isa.run(Widen { w, out: wide });
             isa.run(Sweep { x, rows, width: 1, w: &*wide, tile, step: Multiply });
-        }),
+        }
     }
 }
 
@@ -360,17 +360,38 @@ thread_local! {
     static SCRATCH: std::cell::RefCell<Vec<Vec<Line>>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
-/// Lends this thread's scratch memory: `words` 32-bit words and `lines` lines, with whatever is in them. Loans may nest.
-pub(super) fn with_scratch<R>(words: usize, lines: usize, work: impl FnOnce(&mut [u32], &mut [Line]) -> R) -> R {
-    let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-    let word_lines = words.div_ceil(LANES);
-    if scratch.len() < word_lines + lines {
-        scratch.resize(word_lines + lines, bytemuck::Zeroable::zeroed());
+/// This thread's scratch memory on loan, with whatever is in it; loans may nest. A value and not a function that takes a
+/// closure: what stands in a closure is not compiled for the instruction set of the kernel around it.
+pub(super) struct Scratch {
+    memory: Vec<Line>,
+    words: usize,
+    lines: usize,
+}
+
+impl Scratch {
+    /// `words` 32-bit words and `lines` lines.
+    pub(super) fn lend(words: usize, lines: usize) -> Self {
+        let mut memory = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
+        let needed = words.div_ceil(LANES) + lines;
+        if memory.len() < needed {
+            memory.resize(needed, bytemuck::Zeroable::zeroed());
+        }
+        Self { memory, words, lines }
     }
-    let (front, back) = scratch.split_at_mut(word_lines);
-    let result = work(&mut cast_slice_mut(front)[..words], &mut back[..lines]);
-    SCRATCH.with_borrow_mut(|free| free.push(scratch));
-    result
+
+    /// The words, and the lines.
+    #[inline(always)]
+    pub(super) fn parts(&mut self) -> (&mut [u32], &mut [Line]) {
+        let (front, back) = self.memory.split_at_mut(self.words.div_ceil(LANES));
+        (&mut cast_slice_mut(front)[..self.words], &mut back[..self.lines])
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let memory = std::mem::take(&mut self.memory);
+        SCRATCH.with_borrow_mut(|free| free.push(memory));
+    }
 }
 
 /// Lines seen as the pairs of a tile.

@@ -3,7 +3,7 @@
 //! A chunk is always the same 256 token ids, whoever computes it: what is kept of a chunk depends on the row and the chunk
 //! alone, and a row's chunks are put together in vocabulary order. So neither rows nor threads change a bit.
 
-use super::gemm::{Form, as_tile, group_rows, pack_rows, panel_tile, share, with_scratch};
+use super::gemm::{Form, Scratch, as_tile, group_rows, pack_rows, panel_tile, share};
 use super::matrix::{PANEL, Packed};
 use super::simd::{Isa, Kernel, LANES, Line, Simd};
 use super::{CpuBackend, Matrix, Tensor, set_len};
@@ -78,28 +78,28 @@ impl<R: Reduce> Kernel for Part<'_, R> {
         let Self { isa, form, packed, cols, rows, .. } = self;
         let words = rows * form.words(cols);
         let sides = 1 + usize::from(self.reference.is_some());
-        with_scratch(sides * words, sides * rows * CHUNK_LINES + 2 * rows, |packed_x, lines| {
-            let (packed_x, packed_reference) = packed_x.split_at_mut(words);
-            let (tile, lines) = lines.split_at_mut(2 * rows);
-            let (logits, reference_logits) = lines.split_at_mut(rows * CHUNK_LINES);
-            pack_rows::<S>(form, self.x, cols, rows, packed_x);
-            if let Some(reference) = self.reference {
-                pack_rows::<S>(form, reference, cols, rows, packed_reference);
+        let mut scratch = Scratch::lend(sides * words, sides * rows * CHUNK_LINES + 2 * rows);
+        let (packed_x, lines) = scratch.parts();
+        let (packed_x, packed_reference) = packed_x.split_at_mut(words);
+        let (tile, lines) = lines.split_at_mut(2 * rows);
+        let (logits, reference_logits) = lines.split_at_mut(rows * CHUNK_LINES);
+        pack_rows::<S>(form, self.x, cols, rows, packed_x);
+        if let Some(reference) = self.reference {
+            pack_rows::<S>(form, reference, cols, rows, packed_reference);
+        }
+        for (index, out) in self.out.chunks_mut(rows).enumerate() {
+            let first = (self.first_chunk + index) * CHUNK;
+            let valid = (self.vocab - first).min(CHUNK);
+            chunk_logits(isa, form, packed, cols, first, valid, packed_x, rows, tile, logits);
+            if self.reference.is_some() {
+                chunk_logits(isa, form, packed, cols, first, valid, packed_reference, rows, tile, reference_logits);
             }
-            for (index, out) in self.out.chunks_mut(rows).enumerate() {
-                let first = (self.first_chunk + index) * CHUNK;
-                let valid = (self.vocab - first).min(CHUNK);
-                chunk_logits(isa, form, packed, cols, first, valid, packed_x, rows, tile, logits);
-                if self.reference.is_some() {
-                    chunk_logits(isa, form, packed, cols, first, valid, packed_reference, rows, tile, reference_logits);
-                }
-                for (r, out) in out.iter_mut().enumerate() {
-                    let at = r * CHUNK_LINES..(r + 1) * CHUNK_LINES;
-                    let row = Logits { lines: &logits[at.clone()], row: self.first_row + r, first, valid };
-                    *out = self.reduce.reduce(s, row, self.reference.map(|_| &reference_logits[at]));
-                }
+            for (r, out) in out.iter_mut().enumerate() {
+                let at = r * CHUNK_LINES..(r + 1) * CHUNK_LINES;
+                let row = Logits { lines: &logits[at.clone()], row: self.first_row + r, first, valid };
+                *out = self.reduce.reduce(s, row, self.reference.map(|_| &reference_logits[at]));
             }
-        });
+        }
     }
 }
 

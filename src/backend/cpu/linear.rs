@@ -3,7 +3,7 @@
 //! Many rows: each task packs a group of rows that fits in L2 and takes all panels past it. Few rows: the rows are packed
 //! once and tasks share the panels, since reading the weights is then the work.
 
-use super::gemm::{Form, as_tile, group_rows, pack_rows, panel_tile, share, with_scratch};
+use super::gemm::{Form, Scratch, as_tile, group_rows, pack_rows, panel_tile, share};
 use super::matrix::{PANEL, Packed};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::{CpuBackend, Tensor};
@@ -60,29 +60,29 @@ impl Kernel for Part<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let rows = self.y.len();
         let words = if let X::Rows(_) = self.x { rows * self.form.words(self.cols) } else { 0 };
-        with_scratch(words, 2 * rows, |own, tile| {
-            let x = match self.x {
-                X::Packed(x) => x,
-                X::Rows(x) => {
-                    pack_rows::<S>(self.form, x, self.cols, rows, own);
-                    &*own
-                }
-            };
-            let tile = as_tile(tile);
-            for panel in self.panels.clone() {
-                panel_tile(self.isa, self.form, x, rows, self.packed.panel(panel, self.cols), tile);
-                let at = (panel - self.panels.start) * PANEL;
-                let bias = self.bias.map(|bias| &bias[panel * PANEL..]);
-                for (y, sums) in self.y.iter_mut().zip(&*tile) {
-                    let width = (y.len() - at).min(PANEL);
-                    let y = &mut y[at..at + width];
-                    for (half, y) in y.chunks_mut(LANES).enumerate() {
-                        let bias = bias.map(|bias| &bias[half * LANES..]);
-                        finish(s, s.load(&sums[half].0), bias, self.accumulate, y);
-                    }
+        let mut scratch = Scratch::lend(words, 2 * rows);
+        let (own, tile) = scratch.parts();
+        let x = match self.x {
+            X::Packed(x) => x,
+            X::Rows(x) => {
+                pack_rows::<S>(self.form, x, self.cols, rows, own);
+                &*own
+            }
+        };
+        let tile = as_tile(tile);
+        for panel in self.panels.clone() {
+            panel_tile(self.isa, self.form, x, rows, self.packed.panel(panel, self.cols), tile);
+            let at = (panel - self.panels.start) * PANEL;
+            let bias = self.bias.map(|bias| &bias[panel * PANEL..]);
+            for (y, sums) in self.y.iter_mut().zip(&*tile) {
+                let width = (y.len() - at).min(PANEL);
+                let y = &mut y[at..at + width];
+                for (half, y) in y.chunks_mut(LANES).enumerate() {
+                    let bias = bias.map(|bias| &bias[half * LANES..]);
+                    finish(s, s.load(&sums[half].0), bias, self.accumulate, y);
                 }
             }
-        });
+        }
     }
 }
 
@@ -137,31 +137,31 @@ impl Linear for CpuBackend {
         let ranges = (groups * weight.panels() * panel_work).div_ceil(TASK_MULTIPLICATIONS).div_ceil(groups);
         let ranges = ranges.min((4 * threads).div_ceil(groups)).clamp(1, weight.panels());
         let words = form.words(cols);
-        with_scratch(rows * words, 0, |shared, _| {
-            let mut rest = &mut *shared;
-            for group in 0..groups {
-                let group = share(rows, groups, group);
-                let (out, after) = rest.split_at_mut(group.len() * words);
+        let mut scratch = Scratch::lend(rows * words, 0);
+        let shared = scratch.parts().0;
+        let mut rest = &mut *shared;
+        for group in 0..groups {
+            let group = share(rows, groups, group);
+            let (out, after) = rest.split_at_mut(group.len() * words);
+            rest = after;
+            let x = &x.data[group.start * cols..group.end * cols];
+            self.isa.run(Pack { form, x, cols, rows: group.len(), out });
+        }
+        let shared = &*shared;
+        let mut parts = Vec::with_capacity(groups * ranges);
+        for (group, y) in group_slices(&mut y.data, rows, outputs, groups).into_iter().enumerate() {
+            let group = share(rows, groups, group);
+            let x = X::Packed(&shared[group.start * words..group.end * words]);
+            let mut rest = y;
+            for range in 0..ranges {
+                let panels = share(weight.panels(), ranges, range);
+                let width = (panels.end * PANEL).min(outputs) - panels.start * PANEL;
+                let (y, after): (Vec<_>, Vec<_>) = rest.into_iter().map(|y| y.split_at_mut(width)).unzip();
                 rest = after;
-                let x = &x.data[group.start * cols..group.end * cols];
-                self.isa.run(Pack { form, x, cols, rows: group.len(), out });
+                parts.push(Part { x, panels, y, ..one_task.like() });
             }
-            let shared = &*shared;
-            let mut parts = Vec::with_capacity(groups * ranges);
-            for (group, y) in group_slices(&mut y.data, rows, outputs, groups).into_iter().enumerate() {
-                let group = share(rows, groups, group);
-                let x = X::Packed(&shared[group.start * words..group.end * words]);
-                let mut rest = y;
-                for range in 0..ranges {
-                    let panels = share(weight.panels(), ranges, range);
-                    let width = (panels.end * PANEL).min(outputs) - panels.start * PANEL;
-                    let (y, after): (Vec<_>, Vec<_>) = rest.into_iter().map(|y| y.split_at_mut(width)).unzip();
-                    rest = after;
-                    parts.push(Part { x, panels, y, ..one_task.like() });
-                }
-            }
-            self.pool.each(parts, |_, part| isa.run(part));
-        });
+        }
+        self.pool.each(parts, |_, part| isa.run(part));
         Ok(())
     }
 }

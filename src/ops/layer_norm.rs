@@ -18,7 +18,7 @@ pub struct LayerNormArgs<'a, T> {
 
 impl<T: Shaped> LayerNormArgs<'_, T> {
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     pub fn check(&self) -> Result<()> {
         expect("layer_norm", "y", self.y, self.x.rows(), self.x.cols())?;
         expect("layer_norm", "weight", self.weight, 1, self.x.cols())
@@ -40,7 +40,7 @@ pub struct HeadNormArgs<'a, T> {
 
 impl<T: Shaped> HeadNormArgs<'_, T> {
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     pub fn check(&self) -> Result<()> {
         let needed = self.first_col + self.weight.rows() * self.weight.cols();
         if self.x.cols() < needed {

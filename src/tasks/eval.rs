@@ -74,6 +74,7 @@ pub fn texts<B: Backend>(
     #[expect(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^52")]
     let (nll, speed) = (sum / targets as f64, tokens as f64 / seconds);
     if !nll.is_finite() {
+        decoder.folder().check_finite()?;
         return Err(Error::Device {
             problem: format!("the model's nll is {nll}"),
             help: Some("the activations overflow: try --dtype f32, and look for damaged weights with `prunectl inspect`".into()),

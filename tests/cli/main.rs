@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod doctor;
+mod eval;
 mod general;
 mod import;
 mod inspect;
@@ -10,7 +11,9 @@ mod inspect;
 #[allow(dead_code, reason = "shared with the tests of files, which use the rest")]
 mod models;
 mod prune;
+mod scan;
 mod score;
 mod shell;
 mod signals;
+mod translate;
 mod util;

@@ -1,6 +1,6 @@
 //! The CPU backend: every op in Rust, compiled for several instruction sets and chosen at run time.
 //!
-//! Activations are f32, row-major. Weights are packed on first use into panels of 32 outputs ([`matrix`]); bf16 and f32
+//! Activations are f32, row-major. Weights are packed on first use into panels of 32 outputs (`matrix.rs`); bf16 and f32
 //! weights stay in 2 and 4 bytes. Each op file opens with the plain loops where the fast form differs from them.
 //! Batch invariance holds by construction: an output is one chain of operations in the order of its own row (over k, over
 //! keys, over the vocabulary), and blocking or threads only decide which chains run side by side.

@@ -20,7 +20,7 @@ struct RmsNormSizes {
 
 const _: () = assert!(size_of::<RmsNormSizes>() == 8 && offset_of!(RmsNormSizes, eps) == 4, "layout shared with the kernel");
 
-/// y = x / sqrt(mean(x^2) + eps) * weight per row; `x` and `y` are [rows, hidden], `weight` is [hidden], and the length of
+/// y = x / sqrt(mean(x^2) + eps) * weight per row; `x` and `y` are `[rows, hidden]`, `weight` is `[hidden]`, and the length of
 /// `weight` says what hidden is. Sums in f32; y is rounded once.
 ///
 /// # Errors

@@ -160,7 +160,7 @@ impl Journal {
         self.flush()
     }
 
-    /// Appends entries that may wait for others, [`PATIENCE`] at most, until they are made durable together: a text at a
+    /// Appends entries that may wait for others, a second at most, until they are made durable together: a text at a
     /// time would cost an fsync each.
     ///
     /// # Errors

@@ -165,12 +165,7 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let mut best: Option<(usize, f64)> = None;
         for (&layer, &score) in scores {
             if !score.is_finite() {
-                return Err(Error::Device {
-                    problem: format!("without layer {layer} the model's {} is {score}", self.request.metric.name()),
-                    help: Some(
-                        "the activations overflow: try --dtype f32, and look for damaged weights with `prunectl inspect`".into(),
-                    ),
-                });
+                return Err(self.not_finite(Some(layer), score));
             }
             if best.is_none_or(|(_, leader)| self.rule.beats(score, leader)) {
                 best = Some((layer, score));
@@ -268,10 +263,8 @@ impl<'a, B: Backend> Rounds<'a, B> {
     ) -> Result<()> {
         let mut entries = Vec::new();
         for (layer, sums) in rows {
-            for (&record, sum) in records.iter().zip(&sums) {
-                if !sum.is_finite() {
-                    return Err(self.not_finite(layer, record, *sum));
-                }
+            if let Some(&sum) = sums.iter().find(|sum| !sum.is_finite()) {
+                return Err(self.not_finite(layer, sum));
             }
             entries.push(Entry::Shares {
                 round,
@@ -289,12 +282,13 @@ impl<'a, B: Backend> Rounds<'a, B> {
         Ok(())
     }
 
-    fn not_finite(&self, layer: Option<usize>, record: usize, value: f64) -> Error {
+    /// A score that is no number: by a weight that is none, which is then named, or by arithmetic.
+    fn not_finite(&self, layer: Option<usize>, value: f64) -> Error {
         let model = layer.map_or("the model".to_owned(), |l| format!("the model without layer {l}"));
-        Error::Device {
-            problem: format!("{model}: the {} of record {} is {value}", self.request.metric.name(), record + 1),
-            help: Some("the activations overflow: try --dtype f32, and look for damaged weights with `prunectl inspect`".into()),
-        }
+        self.decoder.folder().check_finite().err().unwrap_or_else(|| Error::Device {
+            problem: format!("{model}: the {} is {value}", self.request.metric.name()),
+            help: Some("the activations overflow: try --dtype f32".into()),
+        })
     }
 
     /// Records in pieces whose hidden states, for `models` models, fit the memory budget.

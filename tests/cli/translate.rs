@@ -1,0 +1,71 @@
+//! `prunectl translate`: a line a record, in order, whatever shares the batch.
+
+use crate::util::{Dir, Ran, fixture};
+use serde_json::{Value, json};
+
+fn model(dir: &Dir) -> std::path::PathBuf {
+    for file in ["config.json", "model.safetensors"] {
+        dir.write(&format!("model/{file}"), std::fs::read(fixture("qwen2").join(file)).unwrap());
+    }
+    dir.write("model/tokenizer.json", std::fs::read(fixture("byte-tokenizer").join("tokenizer.json")).unwrap());
+    dir.path().join("model")
+}
+
+fn translate(dir: &Dir, args: &[&str]) -> Ran {
+    dir.prunectl().args(["translate", "model"]).args(args).run()
+}
+
+fn lines(dir: &Dir, name: &str) -> Vec<Value> {
+    dir.read(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn records_come_back_in_order_with_their_texts() {
+    let dir = Dir::new();
+    model(&dir);
+    let records: Vec<Value> = (0..7)
+        .map(|i| json!({ "id": i, "source": "word ".repeat(1 + i * 3 % 5), "target": "Wort", "source_lang": "English", "target_lang": "German" }))
+        .collect();
+    dir.write("data.jsonl", records.iter().map(|r| r.to_string() + "\n").collect::<String>());
+    translate(&dir, &["--data", "data.jsonl", "--out", "all.jsonl", "--max-new-tokens", "9"]).code(0);
+    let all = lines(&dir, "all.jsonl");
+    assert_eq!(all.len(), 7);
+    for (line, record) in all.iter().zip(&records) {
+        for (key, value) in record.as_object().unwrap() {
+            assert_eq!(&line[key], value);
+        }
+        let hypothesis = line["hypothesis"].as_str().unwrap();
+        assert_eq!(hypothesis.trim(), hypothesis);
+        assert!(line["tokens"].as_u64().unwrap() <= 9);
+    }
+    // Alone, a record gets the same text.
+    for (index, record) in records.iter().enumerate() {
+        dir.write("one.jsonl", record.to_string());
+        translate(&dir, &["--data", "one.jsonl", "--out", "alone.jsonl", "--force", "--max-new-tokens", "9", "--threads", "1"])
+            .code(0);
+        assert_eq!(lines(&dir, "alone.jsonl"), [all[index].clone()]);
+    }
+    // A text ends before a stop text.
+    let Some(text) = all.iter().filter_map(|l| l["hypothesis"].as_str()).find(|t| t.chars().count() > 3) else {
+        panic!("no text to cut");
+    };
+    let stop: String = text.chars().skip(1).take(1).collect();
+    translate(&dir, &["--data", "data.jsonl", "--out", "cut.jsonl", "--max-new-tokens", "9", "--stop", &stop]).code(0);
+    assert!(lines(&dir, "cut.jsonl").iter().all(|l| !l["hypothesis"].as_str().unwrap().contains(&stop)));
+}
+
+#[test]
+fn what_is_there_is_not_overwritten_unasked() {
+    let dir = Dir::new();
+    model(&dir);
+    dir.write("data.txt", "one line\n");
+    dir.write("out.jsonl", "precious");
+    translate(&dir, &["--data", "data.txt", "--out", "out.jsonl"]).code(2).err("out.jsonl exists").err("help:");
+    assert_eq!(dir.read("out.jsonl"), "precious");
+    translate(&dir, &["--data", "data.txt", "--out", "out.jsonl", "--force", "--max-new-tokens", "0"])
+        .code(2)
+        .err("--max-new-tokens");
+    translate(&dir, &["--data", "data.txt", "--out", "out.jsonl", "--force", "--max-new-tokens", "500"]).code(2).err("128");
+    assert_eq!(dir.read("out.jsonl"), "precious");
+    translate(&dir, &["--data", "data.txt", "--out", "nowhere/out.jsonl", "--max-new-tokens", "2"]).code(1).err("nowhere");
+}

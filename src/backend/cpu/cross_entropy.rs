@@ -38,11 +38,17 @@ struct Softmax<'a> {
 /// Scaled logits with -inf behind the vocabulary's end, and the largest.
 #[inline(always)]
 fn scaled<S: Simd>(s: S, lines: &[Line], logit_scale: f32, valid: usize, out: &mut [Line]) -> f32 {
-    let mut max = s.splat(f32::NEG_INFINITY);
-    for (index, (line, out)) in lines.iter().zip(&mut *out).enumerate() {
+    for (line, out) in lines.iter().zip(&mut *out) {
         s.store(s.mul(s.load(&line.0), s.splat(logit_scale)), &mut out.0);
-        let real = valid.saturating_sub(index * LANES).min(LANES);
-        out.0[real..].fill(f32::NEG_INFINITY);
+    }
+    if valid < CHUNK {
+        // The vocabulary's last chunk only.
+        for n in valid..CHUNK {
+            out[n / LANES].0[n % LANES] = f32::NEG_INFINITY;
+        }
+    }
+    let mut max = s.splat(f32::NEG_INFINITY);
+    for out in &*out {
         max = s.max(s.load(&out.0), max);
     }
     s.max_lane(max)

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 /// Rows that go through a layer together: enough for full arithmetic speed, few enough for intermediate activations to stay
 /// in cache.
-const MICRO_BATCH_ROWS: usize = 1024;
+const MICRO_BATCH_ROWS: usize = 512;
 
 /// Which loss of the target tokens is summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

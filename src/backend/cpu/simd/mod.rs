@@ -104,18 +104,28 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Up to sixteen values, the rest `fill`.
     #[inline(always)]
     fn load_part(self, x: &[f32], fill: f32) -> Self::V {
+        // The whole vector is the common case; and a loop, for a copy of unknown length would be a call.
+        if let Some(x) = x.as_array::<LANES>() {
+            return self.load(x);
+        }
         let mut lanes = [fill; LANES];
-        lanes[..x.len()].copy_from_slice(x);
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = *x;
+        }
         self.load(&lanes)
     }
 
     /// The first `to.len()` lanes, at most sixteen.
     #[inline(always)]
     fn store_part(self, x: Self::V, to: &mut [f32]) {
+        if let Some(to) = to.as_mut_array::<LANES>() {
+            return self.store(x, to);
+        }
         let mut lanes = [0.0; LANES];
         self.store(x, &mut lanes);
-        let n = to.len();
-        to.copy_from_slice(&lanes[..n]);
+        for (to, lane) in to.iter_mut().zip(lanes) {
+            *to = lane;
+        }
     }
 }
 

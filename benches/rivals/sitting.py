@@ -55,8 +55,10 @@ class Sitting:
         path = self.work / f"{name}.jsonl"
         tokenizer = Tokenizer.from_file(str(self.arguments.model / "tokenizer.json"))
         ids = tokenizer.encode(self.arguments.text.read_text(encoding="utf-8")).ids
-        assert len(ids) >= count * length, "the text is too short"
-        rows = [ids[i * length : (i + 1) * length] for i in range(count)]
+        # Behind each other, or overlapping by as much as a shorter text makes necessary.
+        stride = min(length, (len(ids) - length) // max(count - 1, 1))
+        assert stride > 0, "the text is too short"
+        rows = [ids[i * stride : i * stride + length] for i in range(count)]
         path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
         return path
 

@@ -15,6 +15,7 @@ use crate::report::scan_json;
 use crate::tasks::scan::{Facts, Material, Metric, Request, run};
 use clap::Args;
 use serde_json::{Map, json};
+use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -69,6 +70,16 @@ pub(crate) struct Scan {
     compute: ComputeArgs,
 }
 
+/// Identity of token sequences: a resumed scan must have the same, though a chat template may write today's date into them.
+fn digest<'a>(sequences: impl Iterator<Item = &'a [u32]>) -> String {
+    let mut hash = Sha256::new();
+    for ids in sequences {
+        hash.update((ids.len() as u64).to_le_bytes());
+        ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl Scan {
     fn metric(&self) -> Result<Metric> {
         Ok(match self.metric.as_str() {
@@ -111,6 +122,7 @@ impl Scan {
             facts.data.truncated = prompts.truncated as u64;
             facts.options.insert("max_new_tokens".into(), json!(options.max_new_tokens));
             facts.options.insert("eos".into(), json!(options.eos));
+            facts.options.insert("tokens".into(), json!(digest(prompts.prompts.iter().map(|p| p.ids.as_slice()))));
             let decoder = self.compute.decoder(ui, folder, Residency::Resident, longest(&prompts.prompts, &options))?;
             let decode = decode(tokenizer.as_ref(), decoder.folder())?;
             let material = Material::Prompts { prompts: &prompts.prompts, options, decode: &decode };
@@ -120,6 +132,7 @@ impl Scan {
             facts.data.segments = examples.examples.len() as u64;
             facts.data.target_tokens = Some(examples.target_tokens as u64);
             facts.data.truncated = examples.truncated as u64;
+            facts.options.insert("tokens".into(), json!(digest(examples.examples.iter().map(|e| e.ids.as_slice()))));
             if examples.truncated > 0 {
                 ui.progress().note(&format!("{} records are longer than --seq-len and lost their end", examples.truncated));
             }

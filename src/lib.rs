@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod progress;
+pub mod random;
 pub mod report;
 pub mod tasks;
 pub mod tensor;

@@ -2,8 +2,8 @@
 
 use super::prompt_template::PromptTemplate;
 use super::records::{self, Record, RecordKind};
-use super::shuffle::shuffle;
 use crate::error::{Error, Result};
+use crate::random::shuffle;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -9,7 +9,6 @@ pub mod prompt_template;
 pub mod python_json;
 pub mod records;
 pub mod sequence;
-pub mod shuffle;
 pub mod tokenizer;
 
 pub use chat_template::ChatTemplate;

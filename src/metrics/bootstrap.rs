@@ -1,6 +1,8 @@
 //! Paired bootstrap resampling (Koehn, "Statistical Significance Tests for Machine Translation Evaluation", EMNLP 2004):
 //! how far the difference of two systems on one data set would move had other records been drawn.
 
+use crate::random::SplitMix64;
+
 /// The 95 % percentile interval of a difference of two corpus scores over resampled data sets.
 ///
 /// Each of `resamples` times, `records` indices are drawn from `0..records` with replacement and `difference` gives the
@@ -14,37 +16,17 @@ pub fn paired_interval(seed: u64, resamples: usize, records: usize, difference: 
     if bound == 0 || resamples == 0 {
         return [f64::NAN; 2];
     }
-    let mut random = SplitMix64(seed);
+    let mut random = SplitMix64::new(seed);
     let mut sample = vec![0u32; records];
     let mut differences: Vec<f64> = (0..resamples)
         .map(|_| {
-            sample.fill_with(|| random.below(bound));
+            sample.fill_with(|| u32::try_from(random.below(bound.into())).unwrap_or(0));
             difference(&sample)
         })
         .collect();
     differences.sort_unstable_by(f64::total_cmp);
     let cut = resamples / 40;
     [differences[cut], differences[resamples - 1 - cut]]
-}
-
-/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014: ample for resampling, and a few
-/// lines that will give the same numbers forever.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `0..bound`, by the high half of a product; the bias is below 2^-32.
-    fn below(&mut self, bound: u32) -> u32 {
-        let product = u128::from(self.next()) * u128::from(bound);
-        u32::try_from(product >> 64).unwrap_or(0)
-    }
 }
 
 #[cfg(test)]
@@ -54,14 +36,14 @@ mod tests {
     /// The generator's published first outputs for seed 1234567.
     #[test]
     fn generator_is_splitmix64() {
-        let mut random = SplitMix64(1_234_567);
-        let first: Vec<u64> = (0..3).map(|_| random.next()).collect();
+        let mut random = SplitMix64::new(1_234_567);
+        let first: Vec<u64> = (0..3).map(|_| random.next_u64()).collect();
         assert_eq!(first, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 
     #[test]
     fn indices_are_uniform() {
-        let mut random = SplitMix64(7);
+        let mut random = SplitMix64::new(7);
         let mut counts = [0u32; 10];
         for _ in 0..100_000 {
             counts[usize::try_from(random.below(10)).unwrap()] += 1;
@@ -73,9 +55,9 @@ mod tests {
     /// Mean of n paired differences: the interval is mean ± 1.96 s / sqrt(n) for large n.
     #[test]
     fn mean_agrees_with_the_normal_approximation() {
-        let mut random = SplitMix64(3);
+        let mut random = SplitMix64::new(3);
         // A sum of 12 uniforms minus 6 is close to a standard normal.
-        let mut normal = || (0..12).map(|_| f64::from(random.below(1 << 30)) / f64::from(1 << 30)).sum::<f64>() - 6.0;
+        let mut normal = || (0..12).map(|_| random.below(1 << 30) as f64 / f64::from(1 << 30)).sum::<f64>() - 6.0;
         let differences: Vec<f64> = (0..400).map(|_| 0.3 + 2.0 * normal()).collect();
         let n = 400.0;
         let mean = differences.iter().sum::<f64>() / n;
@@ -92,11 +74,11 @@ mod tests {
     /// A ratio of sums (token-weighted nll): the delta method's variance of sum(d)/sum(t).
     #[test]
     fn token_weighted_mean_agrees_with_the_delta_method() {
-        let mut random = SplitMix64(5);
+        let mut random = SplitMix64::new(5);
         let records: Vec<(f64, f64)> = (0..500)
             .map(|_| {
-                let tokens = f64::from(10 + random.below(90));
-                (tokens * (f64::from(random.below(1000)) / 1000.0 - 0.4), tokens)
+                let tokens = (10 + random.below(90)) as f64;
+                (tokens * (random.below(1000) as f64 / 1000.0 - 0.4), tokens)
             })
             .collect();
         let n = 500.0;

@@ -210,7 +210,7 @@ fn limit_takes_the_first_records_after_the_shuffle() {
 /// The generator against the reference values of SplitMix64 (Vigna's C code, seed 1234567).
 #[test]
 fn the_generator_is_splitmix64() {
-    let mut random = prunectl::data::shuffle::SplitMix64::new(1_234_567);
+    let mut random = prunectl::random::SplitMix64::new(1_234_567);
     let drawn: Vec<u64> = (0..5).map(|_| random.next_u64()).collect();
     assert_eq!(drawn, [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]);
 }
@@ -221,7 +221,7 @@ fn the_generator_is_splitmix64() {
 fn a_seed_gives_the_same_order_for_ever() {
     for (seed, expected) in [(0_u64, EXPECTED_SEED_0), (42, EXPECTED_SEED_42), (u64::MAX, EXPECTED_SEED_MAX)] {
         let mut items: Vec<u32> = (0..10).collect();
-        prunectl::data::shuffle::shuffle(&mut items, seed);
+        prunectl::random::shuffle(&mut items, seed);
         assert_eq!(items, expected, "seed {seed}");
     }
 }
@@ -236,7 +236,7 @@ fn the_shuffle_is_fair() {
     let mut counts = std::collections::BTreeMap::new();
     for seed in 0..24_000 {
         let mut items = [0, 1, 2, 3];
-        prunectl::data::shuffle::shuffle(&mut items, seed);
+        prunectl::random::shuffle(&mut items, seed);
         *counts.entry(items).or_insert(0_i32) += 1;
     }
     assert_eq!(counts.len(), 24);

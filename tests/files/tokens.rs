@@ -357,7 +357,7 @@ fn use_or_refuse(case: &Case, tokenizer_json: &[u8]) {
 fn tokenizers_with_mutated_bytes_never_panic() {
     let case = Case::jsonl("{}");
     let whole = std::fs::read(case.folder.path().join("tokenizer.json")).unwrap();
-    let mut random = prunectl::data::shuffle::SplitMix64::new(1);
+    let mut random = prunectl::random::SplitMix64::new(1);
     let mut draw = |bound: usize| usize::try_from(random.below(bound as u64)).unwrap();
     for _ in 0..300 {
         let mut bytes = whole.clone();

@@ -17,28 +17,12 @@ pub const FIRST_LOOK: usize = 16;
 /// Records between looks.
 pub const CHUNK: usize = 8;
 
-/// The order in which a race walks `records` records: a seeded Fisher-Yates shuffle on SplitMix64, the same for ever.
+/// The order in which a race walks `records` records.
 #[must_use]
 pub fn order(records: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..records).collect();
-    let mut state = seed;
-    for last in (1..records).rev() {
-        let bound = last as u64 + 1;
-        // Multiply-shift; the bias of 2^-64 * records is of no account.
-        #[expect(clippy::cast_possible_truncation, reason = "the high half of a product with `bound` is below `bound`, a usize")]
-        let pick = ((u128::from(split_mix(&mut state)) * u128::from(bound)) >> 64) as usize;
-        order.swap(last, pick);
-    }
+    crate::random::shuffle(&mut order, seed);
     order
-}
-
-/// SplitMix64 (Steele, Lea and Flood 2014).
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Looks that a race over `records` records can take.

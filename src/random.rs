@@ -1,4 +1,4 @@
-//! A seeded shuffle whose order never changes: the same seed gives the same order on every machine and in every release.
+//! Seeded random numbers, and a shuffle, that never change: the same seed gives the same on every machine and in every release.
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014) as a counter-based
 /// generator: the n-th number depends on the seed and n alone.

@@ -115,10 +115,7 @@ impl Eval {
 
     fn report<B: Backend>(&self, decoder: &Decoder<B>, plan: &LayerPlan, dataset: &Dataset, truncated: usize) -> Report {
         let folder = decoder.folder();
-        let removed = plan.removed();
-        let gone = |measure: &dyn Fn(&crate::tensor::HostTensor) -> u64| -> u64 {
-            removed.iter().flat_map(|&layer| folder.layer_tensors(layer)).map(measure).sum()
-        };
+        let (parameters, bytes) = folder.size_under(plan);
         Report {
             model: self.model.display().to_string(),
             layers: plan.kept().len(),
@@ -128,12 +125,12 @@ impl Eval {
             truncated,
             texts: None,
             generation: None,
-            parameters: folder.parameters() - gone(&|t| t.len() as u64),
-            bytes: folder.bytes() - gone(&|t| t.bytes.as_slice().len() as u64),
+            parameters,
+            bytes,
             device: decoder.backend().name(),
             dtype: decoder.backend().compute_dtype().to_string(),
             peak_memory_bytes: 0,
-            skipped: removed,
+            skipped: plan.removed(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A Hugging Face model folder: config.json and mapped safetensors, checked against each other on opening.
 
 use super::config::DecoderConfig;
+use super::layer_plan::LayerPlan;
 use super::safetensors::{SafetensorsFile, StoredTensor, shown};
 use super::shard_index::WeightFiles;
 use super::tensor_set::{is_ignored, layer_of, layer_tensors, outer_tensors};
@@ -108,6 +109,15 @@ impl ModelFolder {
     #[must_use]
     pub fn layer_parameters(&self, layer: usize) -> u64 {
         self.layer_tensors(layer).filter(|t| !self.is_unused(&t.name)).map(|t| t.len() as u64).sum()
+    }
+
+    /// Parameters and bytes that are left when only the plan's layers are kept.
+    #[must_use]
+    pub fn size_under(&self, plan: &LayerPlan) -> (u64, u64) {
+        let gone = plan.removed();
+        let parameters: u64 = gone.iter().map(|&layer| self.layer_parameters(layer)).sum();
+        let bytes: u64 = gone.iter().flat_map(|&layer| self.layer_tensors(layer)).map(|t| t.bytes.as_slice().len() as u64).sum();
+        (self.parameters() - parameters, self.bytes() - bytes)
     }
 
     /// The dtypes that occur, each with its number of parameters, in the order f32, f16, bf16.

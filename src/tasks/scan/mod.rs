@@ -230,17 +230,12 @@ fn header<B: Backend>(decoder: &Decoder<B>, request: &Request, facts: &Facts) ->
 }
 
 fn depth_point<B: Backend>(decoder: &Decoder<B>, plan: &LayerPlan, removed: Vec<usize>, score: f64, speed: Option<f64>) -> Depth {
-    let folder = decoder.folder();
-    let gone = |measure: &dyn Fn(&crate::tensor::HostTensor) -> u64| -> u64 {
-        removed.iter().flat_map(|&layer| folder.layer_tensors(layer)).map(measure).sum()
-    };
-    let bytes = gone(&|t| t.bytes.as_slice().len() as u64);
-    let parameters = gone(&|t| t.len() as u64);
+    let (parameters, bytes) = decoder.folder().size_under(plan);
     Depth {
         layers: plan.kept().len(),
         score,
-        bytes: Some(folder.bytes() - bytes),
-        parameters: Some(folder.parameters() - parameters),
+        bytes: Some(bytes),
+        parameters: Some(parameters),
         tokens_per_second: speed,
         removed,
     }

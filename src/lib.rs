@@ -8,6 +8,7 @@ pub mod data;
 pub mod error;
 pub mod gguf;
 pub mod io;
+pub mod journal;
 pub mod machine;
 pub mod metrics;
 pub mod model;
@@ -19,3 +20,8 @@ pub mod tasks;
 pub mod tensor;
 
 pub use error::{Error, Result};
+
+/// The README's example, compiled with the doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,6 +3,7 @@
 use crate::data::DataOptions;
 use crate::error::{Error, Result};
 use clap::Args;
+use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
 /// Longest sequence where neither the user nor the model says less.
@@ -70,4 +71,14 @@ impl DataArgs {
             date: self.date,
         })
     }
+}
+
+/// Identity of token sequences: a resumed command must have the same, though a chat template may write today's date into them.
+pub(crate) fn digest<'a>(sequences: impl Iterator<Item = &'a [u32]>) -> String {
+    let mut hash = Sha256::new();
+    for ids in sequences {
+        hash.update((ids.len() as u64).to_le_bytes());
+        ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

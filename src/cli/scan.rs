@@ -1,7 +1,7 @@
 //! `prunectl scan`.
 
 use super::compute::{ComputeArgs, unknown_metric};
-use super::data_args::DataArgs;
+use super::data_args::{DataArgs, digest};
 use super::examples;
 use super::generate_args::{GenerateArgs, decode, longest};
 use super::layers::{LayerList, Protect, parse_layers};
@@ -15,7 +15,6 @@ use crate::report::scan_json;
 use crate::tasks::scan::{Facts, Material, Metric, Request, run};
 use clap::Args;
 use serde_json::{Map, json};
-use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -68,16 +67,6 @@ pub(crate) struct Scan {
     generate: GenerateArgs,
     #[command(flatten)]
     compute: ComputeArgs,
-}
-
-/// Identity of token sequences: a resumed scan must have the same, though a chat template may write today's date into them.
-fn digest<'a>(sequences: impl Iterator<Item = &'a [u32]>) -> String {
-    let mut hash = Sha256::new();
-    for ids in sequences {
-        hash.update((ids.len() as u64).to_le_bytes());
-        ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Scan {

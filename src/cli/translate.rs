@@ -1,25 +1,28 @@
 //! `prunectl translate`.
 
 use super::compute::{ComputeArgs, plan};
-use super::data_args::DataArgs;
+use super::data_args::{DataArgs, digest};
 use super::examples;
 use super::generate_args::{GenerateArgs, decode, longest};
 use super::layers::{LayerList, parse_layers};
 use super::ui::Ui;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::{Error, Result};
-use crate::model::{ModelFolder, Residency};
-use crate::tasks::generation::{Text, texts};
+use crate::journal::{Begin, Journal};
+use crate::model::{Decoder, GenerateOptions, ModelFolder, Residency};
+use crate::ops::Backend;
+use crate::tasks::generation::{Text, TextRequest, texts};
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// Generate greedily from the records of a file
 ///
-/// Writes a line a record, in the order of the input: the record with `hypothesis` and `tokens` added.
+/// Writes a line a record, in the order of the input: the record with `hypothesis` and `tokens` added. Until all are there,
+/// finished texts lie in FILE.journal, which --resume goes on with.
 #[derive(Debug, Args)]
 #[command(after_help = examples::translate())]
 pub(crate) struct Translate {
@@ -31,6 +34,9 @@ pub(crate) struct Translate {
     /// File to write, JSON lines
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Go on with what an interrupted run has finished
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
     /// Overwrite --out where it exists
     #[arg(long)]
     force: bool,
@@ -59,7 +65,8 @@ struct Report {
 
 impl Translate {
     pub(crate) fn run(self, ui: &Ui) -> Result<()> {
-        if self.out.exists() && !self.force {
+        let goes_on = self.resume && self.journal().exists();
+        if self.out.exists() && !self.force && !goes_on {
             return Err(
                 Error::request(format!("{} exists", self.out.display())).with_help("choose another --out, or pass --force")
             );
@@ -79,10 +86,27 @@ impl Translate {
         let decoder = self.compute.decoder(ui, folder, Residency::Resident, longest(&prompts.prompts, &options))?;
         let decode = decode(tokenizer.as_ref(), decoder.folder())?;
         let start = Instant::now();
-        let texts = texts(&decoder, &plan, &prompts.prompts, &options, &self.stop, &decode, ui.progress())?;
+        let begin =
+            Begin { path: &self.journal(), what: "translation", place: &self.out, resume: self.resume, force: self.force };
+        let header = self.header(&decoder, &dataset, &options, &digest(prompts.prompts.iter().map(|p| p.ids.as_slice())));
+        let (mut journal, finished) = Journal::open::<Text>(begin, &header)?;
+        let before: usize = finished.iter().map(|t| t.tokens).sum();
+        let request = TextRequest {
+            plan: &plan,
+            prompts: &prompts.prompts,
+            options: &options,
+            stops: &self.stop,
+            decode: &decode,
+            kept: "finished texts are in the journal beside --out; --resume goes on from there",
+        };
+        let keep = &mut |text: &Text| journal.append_soon(std::slice::from_ref(text));
+        let result = texts(&decoder, &request, finished, ui.progress(), keep);
+        // What ended before an interruption or an error lasts too.
+        let texts = journal.flush().and(result)?;
         let seconds = start.elapsed().as_secs_f64();
         self.write(&dataset, &texts)?;
-        let generated_tokens = texts.iter().map(|t| t.tokens).sum();
+        journal.remove()?;
+        let generated_tokens = texts.iter().map(|t| t.tokens).sum::<usize>() - before;
         #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
         let report = Report {
             out: self.out.display().to_string(),
@@ -98,6 +122,36 @@ impl Translate {
             report.out, report.segments, report.generated_tokens, report.seconds, report.tokens_per_second
         );
         ui.print(&report, &text)
+    }
+
+    /// Where finished texts wait for the others.
+    fn journal(&self) -> PathBuf {
+        let mut name = self.out.as_os_str().to_owned();
+        name.push(".journal");
+        PathBuf::from(name)
+    }
+
+    /// What a resumed run must have asked for.
+    fn header<B: Backend>(
+        &self,
+        decoder: &Decoder<B>,
+        dataset: &Dataset,
+        options: &GenerateOptions,
+        tokens: &str,
+    ) -> Map<String, Value> {
+        let header = [
+            ("translation", json!(1)),
+            ("model", json!(decoder.folder().fingerprint())),
+            ("data", json!(dataset.sha256)),
+            ("tokens", json!(tokens)),
+            ("skip", json!(self.skip.as_deref().unwrap_or_default())),
+            ("stop", json!(self.stop)),
+            ("max_new_tokens", json!(options.max_new_tokens)),
+            ("eos", json!(options.eos)),
+            ("device", json!(decoder.backend().name())),
+            ("dtype", json!(decoder.backend().compute_dtype().to_string())),
+        ];
+        header.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
     }
 
     fn write(&self, dataset: &Dataset, texts: &[Text]) -> Result<()> {

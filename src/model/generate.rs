@@ -49,6 +49,8 @@ pub struct GenerateRequest<'a> {
     pub options: &'a GenerateOptions,
     /// True ends a sequence early: called with the tokens so far.
     pub stop: &'a dyn Fn(&[u32]) -> bool,
+    /// What an interruption leaves, in words for the user.
+    pub kept: &'a str,
 }
 
 /// Pages of one sequence: a table for each layer of the plan.
@@ -134,7 +136,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let prompts_at_once = (sequences / self.variants.len()).max(1);
         let mut next = 0;
         while next < self.request.prompts.len() || !self.active.is_empty() {
-            progress.check("finished sequences are kept")?;
+            progress.check(self.request.kept)?;
             let room = (sequences.saturating_sub(self.active.len())) / self.variants.len();
             // Admit in batches: prefilling a few prompts at a time would stall the others at every step.
             if next < self.request.prompts.len() && (self.active.is_empty() || room >= prompts_at_once.div_ceil(2)) {

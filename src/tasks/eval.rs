@@ -1,6 +1,6 @@
 //! Eval: quality and speed of a model, or of what is left of it without some layers.
 
-use super::generation;
+use super::generation::{self, TextRequest};
 use super::scan::sweep::{Loss, SweepRequest, sweep, work_units};
 use crate::data::{Example, Prompt};
 use crate::error::{Error, Result};
@@ -114,7 +114,8 @@ pub fn prompts<B: Backend>(
         return Err(Error::request(format!("record {} has no target text to compare with", prompt.record + 1)));
     }
     let start = Instant::now();
-    let texts = generation::texts(decoder, plan, prompts, options, &[], decode, progress)?;
+    let request = TextRequest { plan, prompts, options, stops: &[], decode, kept: "eval keeps nothing" };
+    let texts = generation::texts(decoder, &request, Vec::new(), progress, &mut |_| Ok(()))?;
     let generation_seconds = start.elapsed().as_secs_f64();
     let mut scores = BTreeMap::new();
     for &metric in metrics {

@@ -5,10 +5,13 @@ use crate::error::{Error, Result};
 use crate::model::{Decoder, GenerateOptions, GenerateRequest, LayerPlan, generate};
 use crate::ops::Backend;
 use crate::progress::Progress;
+use serde::{Deserialize, Serialize};
 
 /// A generated text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Text {
+    /// Index into the prompts.
+    pub prompt: usize,
     /// The text, stripped of surrounding white space, special tokens left out.
     pub hypothesis: String,
     /// Tokens generated.
@@ -22,33 +25,58 @@ pub fn default_max_new_tokens(prompts: &[Prompt]) -> usize {
     (3 * words).div_ceil(prompts.len().max(1)).max(1)
 }
 
-/// Generates greedily from every prompt. A text ends before the first occurrence of any of `stops`.
+/// What to generate from, and how texts come out.
+pub struct TextRequest<'a> {
+    /// Layers to run.
+    pub plan: &'a LayerPlan,
+    /// One a record.
+    pub prompts: &'a [Prompt],
+    /// Limits.
+    pub options: &'a GenerateOptions,
+    /// A text ends before the first occurrence of any of these.
+    pub stops: &'a [String],
+    /// Token ids to text, special tokens skipped.
+    pub decode: &'a dyn Fn(&[u32]) -> Result<String>,
+    /// What an interruption leaves, in words for the user.
+    pub kept: &'a str,
+}
+
+/// Generates greedily from every prompt. Prompts that `finished` has texts of are not run again; `keep` gets each new text
+/// as it ends.
 ///
 /// # Errors
-/// [`Error::Request`] without a prompt; [`Error::Interrupted`]; those of the ops and of `decode`.
+/// [`Error::Request`] without a prompt; [`Error::Interrupted`]; those of the ops, of `decode` and of `keep`.
 pub fn texts<B: Backend>(
     decoder: &Decoder<B>,
-    plan: &LayerPlan,
-    prompts: &[Prompt],
-    options: &GenerateOptions,
-    stops: &[String],
-    decode: &dyn Fn(&[u32]) -> Result<String>,
+    request: &TextRequest<'_>,
+    finished: Vec<Text>,
     progress: &dyn Progress,
+    keep: &mut dyn FnMut(&Text) -> Result<()>,
 ) -> Result<Vec<Text>> {
+    let TextRequest { plan, prompts, options, stops, decode, kept } = *request;
     if prompts.is_empty() {
         return Err(Error::request("the data holds no record to generate from"));
     }
-    let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
+    let mut texts: Vec<Option<Text>> = vec![None; prompts.len()];
+    for text in finished {
+        if let Some(slot) = texts.get_mut(text.prompt) {
+            *slot = Some(text);
+        }
+    }
+    let missing: Vec<usize> = (0..prompts.len()).filter(|&p| texts[p].is_none()).collect();
+    let ids: Vec<&[u32]> = missing.iter().map(|&p| prompts[p].ids.as_slice()).collect();
     let stop =
         |tokens: &[u32]| !stops.is_empty() && decode(tokens).is_ok_and(|text| stops.iter().any(|s| text.contains(s.as_str())));
-    let request = GenerateRequest { plan, variants: &[None], prompts: &ids, options, stop: &stop };
-    let mut texts: Vec<Option<Text>> = vec![None; prompts.len()];
-    progress.begin("generating", prompts.len() as u64);
+    let request = GenerateRequest { plan, variants: &[None], prompts: &ids, options, stop: &stop, kept };
+    progress.begin("generating", missing.len() as u64);
     generate(decoder, &request, progress, &mut |generation| {
         let text = decode(&generation.tokens)?;
         let end = stops.iter().filter_map(|s| text.find(s.as_str())).min().unwrap_or(text.len());
         let hypothesis = crate::metrics::strip(&text[..end]).to_owned();
-        texts[generation.prompt] = Some(Text { hypothesis, tokens: generation.tokens.len() });
+        let prompt = missing[generation.prompt];
+        let text = Text { prompt, hypothesis, tokens: generation.tokens.len() };
+        keep(&text)?;
+        texts[prompt] = Some(text);
         Ok(())
     })?;
     progress.end();

@@ -55,6 +55,38 @@ fn records_come_back_in_order_with_their_texts() {
 }
 
 #[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    let dir = Dir::new();
+    model(&dir);
+    let records: String = (0..1500).map(|i| json!({ "source": "word ".repeat(1 + i % 7) }).to_string() + "\n").collect();
+    dir.write("data.jsonl", records);
+    let args = ["--data", "data.jsonl", "--max-new-tokens", "40", "--mem-budget", "1", "--threads", "1"];
+    translate(&dir, &[&args[..], &["--out", "whole.jsonl"]].concat()).code(0);
+    assert!(!dir.exists("whole.jsonl.journal"));
+    let parts = [&args[..], &["--out", "parts.jsonl"]].concat();
+    for (signal, code) in [("INT", Some(130)), ("KILL", None)] {
+        let lines = |dir: &Dir| std::fs::read_to_string(dir.path().join("parts.jsonl.journal")).map_or(0, |t| t.lines().count());
+        let before = lines(&dir).max(1);
+        let resume: &[&str] = if signal == "INT" { &[] } else { &["--resume"] };
+        let running = dir.prunectl().args(["translate", "model"]).args([&parts[..], resume].concat()).start();
+        while lines(&dir) <= before {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        running.signal(signal);
+        let ran = running.wait();
+        ran.expect(ran.status.code() == code, "an end by the signal");
+        assert!(!dir.exists("parts.jsonl"));
+    }
+    translate(&dir, &parts).code(2).err("already holds a translation").err("--resume");
+    translate(&dir, &[&parts[..], &["--resume", "--skip", "1"]].concat()).code(2).err("skip was [], now [1]");
+    let finished = dir.read("parts.jsonl.journal").lines().count() - 1;
+    assert!((1..1500).contains(&finished), "{finished} texts were finished");
+    translate(&dir, &[&parts[..], &["--resume"]].concat()).code(0);
+    assert_eq!(dir.read("parts.jsonl"), dir.read("whole.jsonl"));
+    assert!(!dir.exists("parts.jsonl.journal"));
+}
+
+#[test]
 fn what_is_there_is_not_overwritten_unasked() {
     let dir = Dir::new();
     model(&dir);

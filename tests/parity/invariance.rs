@@ -76,7 +76,7 @@ fn generations(
     options: &GenerateOptions,
 ) -> BTreeMap<(usize, usize), Vec<u32>> {
     let mut all = BTreeMap::new();
-    let request = GenerateRequest { plan, variants, prompts, options, stop: &|_| false };
+    let request = GenerateRequest { plan, variants, prompts, options, stop: &|_| false, kept: "" };
     generate(decoder, &request, &Silent, &mut |g| {
         assert!(all.insert((g.variant, g.prompt), g.tokens).is_none(), "a sequence ended twice");
         Ok(())

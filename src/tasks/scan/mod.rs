@@ -1,7 +1,7 @@
 //! Scan: which layers matter least? Greedy rounds; in each, the model is scored without each remaining layer, and the layer
 //! whose removal hurts least is removed.
 
-pub mod journal;
+pub mod entry;
 pub mod race;
 mod rounds;
 pub mod sheet;
@@ -9,12 +9,13 @@ pub mod sweep;
 
 use crate::data::{Example, Prompt};
 use crate::error::{Error, Result};
+use crate::journal::{Begin, Journal};
 use crate::metrics;
 use crate::model::{Decoder, GenerateOptions, LayerPlan};
 use crate::ops::Backend;
 use crate::progress::Progress;
 use crate::report::scan_json::{self, Better, Depth, Round, ScanJson};
-use journal::{Entry, Journal};
+use entry::Entry;
 use rounds::Rounds;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -114,7 +115,15 @@ pub fn run<B: Backend>(
 ) -> Result<ScanJson> {
     let start = Instant::now();
     check(decoder, request, material)?;
-    let (journal, entries) = Journal::open(&request.out, &header(decoder, request, &facts), request.resume, request.force)?;
+    std::fs::create_dir_all(&request.out).map_err(Error::io("create", &request.out))?;
+    let begin = Begin {
+        path: &request.out.join("journal.ndjson"),
+        what: "scan",
+        place: &request.out,
+        resume: request.resume,
+        force: request.force,
+    };
+    let (journal, entries) = Journal::open(begin, &header(decoder, request, &facts))?;
     let mut rounds = Rounds::new(decoder, request, material, journal, progress)?;
     let layers = decoder.config().num_hidden_layers;
     let mut order: Vec<usize> = Vec::new();

@@ -1,11 +1,12 @@
 //! The rounds of a scan: fill a round's score sheet (from the journal first), then choose.
 
-use super::journal::{Entry, Journal, Share};
+use super::entry::{Entry, Share};
 use super::sheet::{Rule, Sheet};
 use super::sweep::{self, Loss, SweepRequest, sweep};
 use super::{Material, Metric, Request, race, recorded_round};
 use crate::data::Example;
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::metrics::{Scorer, strip};
 use crate::model::{Batch, Decoder, GenerateOptions, GenerateRequest, LayerPlan, Scratch, generate, packed_targets};
 use crate::ops::Backend;
@@ -439,7 +440,8 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let Material::Prompts { prompts, options, decode } = self.material else { return Ok(()) };
         let ids: Vec<&[u32]> = records.iter().map(|&r| prompts[r].ids.as_slice()).collect();
         let options = GenerateOptions { kv_budget: self.request.mem_budget, ..options.clone() };
-        let request = GenerateRequest { plan, variants, prompts: &ids, options: &options, stop: &|_| false };
+        let kept = "finished texts are in the journal; --resume goes on from there";
+        let request = GenerateRequest { plan, variants, prompts: &ids, options: &options, stop: &|_| false, kept };
         let journal = &mut self.journal;
         let result = generate(self.decoder, &request, self.progress, &mut |generation| {
             done(journal, records[generation.prompt], generation.variant, decode(&generation.tokens)?)

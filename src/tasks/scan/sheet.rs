@@ -1,6 +1,6 @@
 //! The score sheet of a round: what every record adds to the score of every candidate, and how scores follow from it.
 
-use super::journal::Share;
+use super::entry::Share;
 use crate::metrics::{Scorer, Stats};
 use std::collections::BTreeMap;
 

@@ -82,6 +82,24 @@ pub struct HostTensor {
 }
 
 impl HostTensor {
+    /// A tensor of `values`, which are not in a file; `name` stands for it in messages. `None` unless there are
+    /// `shape.product()` of them.
+    #[must_use]
+    pub fn from_f32(name: impl Into<String>, shape: &[usize], values: &[f32]) -> Option<Self> {
+        if shape.iter().product::<usize>() != values.len() {
+            return None;
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let end = bytes.len();
+        Some(Self {
+            name: name.into(),
+            file: PathBuf::new(),
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            bytes: SharedBytes::new(Arc::new(bytes), 0..end)?,
+        })
+    }
+
     /// Number of elements.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -3,10 +3,11 @@
 use super::config::{Architecture, DecoderConfig};
 use super::decoder::Decoder;
 use super::layer_weights::LayerWeights;
+use super::linear_name::Stack;
 use crate::error::Result;
 use crate::ops::{
-    AttentionArgs, AttentionPagedArgs, Backend, HeadNormArgs, Heads, KvCache, KvWriteArgs, LayerNormArgs, LinearArgs, PagedRow,
-    RmsNormArgs, RopeArgs, Shaped, SwigluArgs,
+    AddColsArgs, AttentionArgs, AttentionPagedArgs, Backend, HeadNormArgs, Heads, KvCache, KvWriteArgs, LayerNormArgs,
+    LinearArgs, PagedRow, RmsNormArgs, RopeArgs, Shaped, SwigluArgs,
 };
 
 /// What the rows of a batch attend to.
@@ -34,6 +35,13 @@ pub struct Scratch<B: Backend> {
     attended: B::Tensor,
     gate_up: B::Tensor,
     activated: B::Tensor,
+    lora: LoraScratch<B>,
+}
+
+/// What a LoRA pair computes on the way: x A^T, and that times B^T.
+pub struct LoraScratch<B: Backend> {
+    down: B::Tensor,
+    up: B::Tensor,
 }
 
 impl<B: Backend> Scratch<B> {
@@ -48,6 +56,7 @@ impl<B: Backend> Scratch<B> {
             attended: backend.zeros(0, 0)?,
             gate_up: backend.zeros(0, 0)?,
             activated: backend.zeros(0, 0)?,
+            lora: LoraScratch { down: backend.zeros(0, 0)?, up: backend.zeros(0, 0)? },
         })
     }
 
@@ -88,31 +97,44 @@ impl<B: Backend> Decoder<B> {
         scratch.fit(backend, config, x.rows())?;
         norm(backend, config, &mut scratch.normed, x, &weights.input_norm)?;
         self.attend(weights, positions, context, scratch)?;
-        backend.linear(LinearArgs {
-            y: x,
-            x: &scratch.attended,
-            weight: &weights.o,
-            bias: weights.o_bias.as_ref(),
-            accumulate: true,
-        })?;
+        self.project(weights, Stack::O, x, &scratch.attended, true, &mut scratch.lora)?;
         if let Some(post_norm) = &weights.post_norm {
             norm(backend, config, &mut scratch.normed, x, post_norm)?;
         }
-        backend.linear(LinearArgs {
-            y: &mut scratch.gate_up,
-            x: &scratch.normed,
-            weight: &weights.gate_up,
-            bias: weights.gate_up_bias.as_ref(),
-            accumulate: false,
-        })?;
+        self.project(weights, Stack::GateUp, &mut scratch.gate_up, &scratch.normed, false, &mut scratch.lora)?;
         backend.swiglu(SwigluArgs { y: &mut scratch.activated, gate_up: &scratch.gate_up })?;
-        backend.linear(LinearArgs {
-            y: x,
-            x: &scratch.activated,
-            weight: &weights.down,
-            bias: weights.down_bias.as_ref(),
-            accumulate: true,
-        })
+        self.project(weights, Stack::Down, x, &scratch.activated, true, &mut scratch.lora)
+    }
+
+    /// y = x W^T + bias (+ y where `accumulate`), then, for each linear of the stack that has a LoRA pair,
+    /// y\[its columns\] += scale * (x A^T) B^T.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn project(
+        &self,
+        weights: &LayerWeights<B>,
+        stack: Stack,
+        y: &mut B::Tensor,
+        x: &B::Tensor,
+        accumulate: bool,
+        scratch: &mut LoraScratch<B>,
+    ) -> Result<()> {
+        let backend = self.backend();
+        let (weight, bias) = weights.stack(stack);
+        backend.linear(LinearArgs { y, x, weight, bias, accumulate })?;
+        let Some(lora) = self.layer_lora(weights.layer) else { return Ok(()) };
+        for &name in stack.linears() {
+            let Some(pair) = lora.pair(name) else { continue };
+            let LoraScratch { down, up } = &mut *scratch;
+            backend.resize(down, x.rows(), pair.a.rows())?;
+            backend.linear(LinearArgs { y: down, x, weight: &pair.a, bias: None, accumulate: false })?;
+            backend.resize(up, x.rows(), pair.b.rows())?;
+            backend.linear(LinearArgs { y: up, x: down, weight: &pair.b, bias: None, accumulate: false })?;
+            let first_col = name.first_col(self.config());
+            backend.add_cols(AddColsArgs { y, x: up, first_col, scale: pair.scale })?;
+        }
+        Ok(())
     }
 
     /// scratch.attended = attention heads of scratch.normed, before o_proj.
@@ -125,14 +147,8 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<()> {
         let (backend, config) = (self.backend(), self.config());
         let heads = config.heads();
-        let Scratch { normed, qkv, attended, .. } = scratch;
-        backend.linear(LinearArgs {
-            y: qkv,
-            x: normed,
-            weight: &weights.qkv,
-            bias: weights.qkv_bias.as_ref(),
-            accumulate: false,
-        })?;
+        let Scratch { normed, qkv, attended, lora, .. } = scratch;
+        self.project(weights, Stack::Qkv, qkv, normed, false, lora)?;
         if let Some([q_norm, k_norm]) = &weights.qk_norm {
             backend.head_norm(HeadNormArgs { x: qkv, weight: q_norm, first_col: 0, eps: config.norm_eps })?;
             backend.head_norm(HeadNormArgs { x: qkv, weight: k_norm, first_col: heads.q_cols(), eps: config.norm_eps })?;

@@ -6,6 +6,7 @@ use super::config::DecoderConfig;
 use super::folder::ModelFolder;
 use super::layer_plan::LayerPlan;
 use super::layer_weights::LayerWeights;
+use super::lora::{LayerLora, Lora};
 use super::rotary::RotaryTables;
 use crate::data::Target;
 use crate::error::{Error, Result};
@@ -32,6 +33,7 @@ pub struct Decoder<B: Backend> {
     residency: Residency,
     layers: Vec<OnceLock<Arc<LayerWeights<B>>>>,
     positions: usize,
+    lora: Option<Lora<B>>,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -54,7 +56,7 @@ impl<B: Backend> Decoder<B> {
         let final_norm = backend.upload(1, config.hidden_size, &folder.tensor("model.norm.weight")?.to_f32())?;
         let rotary = RotaryTables::new(&backend, config, positions)?;
         let layers = (0..config.num_hidden_layers).map(|_| OnceLock::new()).collect();
-        Ok(Self { backend, embed, head, final_norm, rotary, residency, layers, positions, folder })
+        Ok(Self { backend, embed, head, final_norm, rotary, residency, layers, positions, lora: None, folder })
     }
 
     /// config.json.
@@ -80,6 +82,28 @@ impl<B: Backend> Decoder<B> {
     /// The head: `lm_head`, or the embedding where they are tied.
     pub fn head(&self) -> &B::Matrix {
         self.head.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// Adds an adapter to the layers' linears, in place of the one before; `None`: takes it away.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it is for another number of layers or linears of other sizes.
+    pub fn set_lora(&mut self, lora: Option<Lora<B>>) -> Result<()> {
+        if let Some(lora) = &lora {
+            lora.check(self.config())?;
+        }
+        self.lora = lora;
+        Ok(())
+    }
+
+    /// The adapter in use.
+    pub fn lora(&self) -> Option<&Lora<B>> {
+        self.lora.as_ref()
+    }
+
+    /// The adapter's pairs of one layer.
+    pub fn layer_lora(&self, layer: usize) -> Option<&LayerLora<B>> {
+        self.lora.as_ref().and_then(|lora| lora.layers.get(layer))
     }
 
     /// Weights of a layer, made now if they are not resident.

@@ -2,12 +2,15 @@
 
 use super::config::{Architecture, DecoderConfig};
 use super::folder::ModelFolder;
+use super::linear_name::Stack;
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::tensor::HostTensor;
 
 /// Weights of one layer, q, k, v and gate, up stacked so that each needs one product.
 pub struct LayerWeights<B: Backend> {
+    /// The layer's number in the folder.
+    pub layer: usize,
     /// `input_layernorm`, [1, hidden_size].
     pub input_norm: B::Tensor,
     /// `q_proj`, `k_proj`, `v_proj`: [qkv_cols, hidden_size].
@@ -41,6 +44,7 @@ impl<B: Backend> LayerWeights<B> {
         let config = &folder.config;
         let loader = Loader { backend, folder, prefix: format!("model.layers.{layer}.") };
         Ok(Self {
+            layer,
             input_norm: loader.vector(&["input_layernorm.weight"])?,
             qkv: loader.matrix(&["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"])?,
             qkv_bias: loader
@@ -61,6 +65,16 @@ impl<B: Backend> LayerWeights<B> {
             down: loader.matrix(&["mlp.down_proj.weight"])?,
             down_bias: loader.vector_if(config.mlp_bias, &["mlp.down_proj.bias"])?,
         })
+    }
+
+    /// The matrix of linears that share one product, and their biases.
+    pub fn stack(&self, stack: Stack) -> (&B::Matrix, Option<&B::Tensor>) {
+        match stack {
+            Stack::Qkv => (&self.qkv, self.qkv_bias.as_ref()),
+            Stack::O => (&self.o, self.o_bias.as_ref()),
+            Stack::GateUp => (&self.gate_up, self.gate_up_bias.as_ref()),
+            Stack::Down => (&self.down, self.down_bias.as_ref()),
+        }
     }
 }
 

@@ -14,6 +14,19 @@ pub struct RowsCase {
     pub cols: usize,
 }
 
+/// Columns within wider rows.
+#[derive(Debug, Clone, Copy)]
+pub struct ColsCase {
+    /// Tokens.
+    pub rows: usize,
+    /// Columns that are read or written.
+    pub cols: usize,
+    /// Where they begin in the wider tensor.
+    pub first_col: usize,
+    /// Columns behind them, which must stay as they are.
+    pub behind: usize,
+}
+
 /// A linear layer.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearCase {
@@ -68,6 +81,10 @@ const fn rows(rows: usize, cols: usize) -> RowsCase {
     RowsCase { rows, cols }
 }
 
+const fn cols(rows: usize, cols: usize, first_col: usize, behind: usize) -> ColsCase {
+    ColsCase { rows, cols, first_col, behind }
+}
+
 const fn linear(rows: usize, in_features: usize, out_features: usize, bias: bool, accumulate: bool) -> LinearCase {
     LinearCase { rows, in_features, out_features, bias, accumulate }
 }
@@ -83,6 +100,17 @@ const fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
 /// Ops on whole rows: norms, activations, copies.
 pub const ROWS: &[RowsCase] =
     &[rows(0, 8), rows(1, 1), rows(3, 15), rows(2, 16), rows(5, 17), rows(7, 257), rows(33, 64), rows(70, 576), rows(2, 14336)];
+
+/// `add_cols`, `take_cols`.
+pub const COLS: &[ColsCase] = &[
+    cols(0, 3, 2, 1),
+    cols(1, 1, 0, 0),
+    cols(3, 15, 1, 2),
+    cols(4, 16, 16, 0),
+    cols(5, 17, 0, 31),
+    cols(67, 192, 576, 192),
+    cols(9, 0, 4, 3),
+];
 
 /// `linear`.
 pub const LINEAR: &[LinearCase] = &[
@@ -131,6 +159,7 @@ pub const ATTENTION: &[AttentionCase] = &[
 
 /// How many cases each op has; every op of [`ALL`](super::ALL) is listed.
 pub const COUNTS: &[(&str, usize)] = &[
+    ("add_cols", COLS.len()),
     ("argmax", HEAD.len()),
     ("attention", ATTENTION.len()),
     ("attention_paged", ATTENTION.len()),
@@ -146,4 +175,5 @@ pub const COUNTS: &[(&str, usize)] = &[
     ("rope", HEADS.len()),
     ("scatter_rows", ROWS.len()),
     ("swiglu", ROWS.len()),
+    ("take_cols", COLS.len()),
 ];

@@ -14,6 +14,7 @@ pub mod argmax;
 pub mod attention;
 pub mod block_influence;
 pub mod cases;
+pub mod cols;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod kv_cache;
@@ -30,6 +31,7 @@ use crate::tensor::HostTensor;
 pub use argmax::{Argmax, ArgmaxArgs};
 pub use attention::{Attention, AttentionArgs, Heads};
 pub use block_influence::{BlockInfluence, BlockInfluenceArgs};
+pub use cols::{AddColsArgs, Cols, TakeColsArgs};
 pub use cross_entropy::{CrossEntropy, CrossEntropyArgs, TokenLosses};
 pub use embedding::{Embedding, EmbeddingArgs};
 pub use kv_cache::{AttentionPagedArgs, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
@@ -117,6 +119,7 @@ pub trait Backend:
     + Argmax
     + BlockInfluence
     + Rows
+    + Cols
 {
 }
 
@@ -134,11 +137,13 @@ impl<T> Backend for T where
         + Argmax
         + BlockInfluence
         + Rows
+        + Cols
 {
 }
 
 /// Names of all ops, as files, tests and `bench ops` spell them.
 pub const ALL: &[&str] = &[
+    "add_cols",
     "argmax",
     "attention",
     "attention_paged",
@@ -154,6 +159,7 @@ pub const ALL: &[&str] = &[
     "rope",
     "scatter_rows",
     "swiglu",
+    "take_cols",
 ];
 
 /// `Err(Shape)` unless `tensor` is [rows, cols].

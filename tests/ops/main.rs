@@ -11,6 +11,7 @@ mod argmax;
 mod attention;
 mod attention_paged;
 mod block_influence;
+mod cols;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda_rms_norm;
@@ -30,6 +31,7 @@ const TESTED: &[&[&str]] = &[
     attention::OPS,
     attention_paged::OPS,
     block_influence::OPS,
+    cols::OPS,
     cross_entropy::OPS,
     embedding::OPS,
     head_norm::OPS,

@@ -8,6 +8,7 @@
 mod argmax;
 mod attention;
 mod block_influence;
+mod cols;
 mod cross_entropy;
 mod embedding;
 mod exp;

@@ -99,6 +99,12 @@ impl Dataset {
         self.records.iter().any(|record| !matches!(record.kind, RecordKind::Tokens { .. }))
     }
 
+    /// True for a `.txt` file, whose likelihoods are measured on the whole text.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        self.text.is_some()
+    }
+
     /// The options it was opened with.
     #[must_use]
     pub fn options(&self) -> &DataOptions {

@@ -159,6 +159,7 @@ pub const ATTENTION: &[AttentionCase] = &[
 
 /// How many cases each op has; every op of [`ALL`](super::ALL) is listed.
 pub const COUNTS: &[(&str, usize)] = &[
+    ("adamw", ROWS.len()),
     ("add_cols", COLS.len()),
     ("argmax", HEAD.len()),
     ("attention", ATTENTION.len()),
@@ -174,6 +175,7 @@ pub const COUNTS: &[(&str, usize)] = &[
     ("rms_norm", ROWS.len()),
     ("rope", HEADS.len()),
     ("scatter_rows", ROWS.len()),
+    ("squared_norm", ROWS.len()),
     ("swiglu", ROWS.len()),
     ("take_cols", COLS.len()),
 ];

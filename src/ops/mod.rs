@@ -10,6 +10,7 @@
 //! - Zero rows are legal and do nothing.
 //! - Arguments that do not fit are an [`Error::Shape`], found before anything is computed.
 
+pub mod adamw;
 pub mod argmax;
 pub mod attention;
 pub mod block_influence;
@@ -28,6 +29,7 @@ pub mod swiglu;
 use crate::error::{Error, Result};
 use crate::tensor::HostTensor;
 
+pub use adamw::{Adamw, AdamwArgs, AdamwStep};
 pub use argmax::{Argmax, ArgmaxArgs};
 pub use attention::{Attention, AttentionArgs, Heads};
 pub use block_influence::{BlockInfluence, BlockInfluenceArgs};
@@ -143,6 +145,7 @@ impl<T> Backend for T where
 
 /// Names of all ops, as files, tests and `bench ops` spell them.
 pub const ALL: &[&str] = &[
+    "adamw",
     "add_cols",
     "argmax",
     "attention",
@@ -158,6 +161,7 @@ pub const ALL: &[&str] = &[
     "rms_norm",
     "rope",
     "scatter_rows",
+    "squared_norm",
     "swiglu",
     "take_cols",
 ];

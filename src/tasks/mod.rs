@@ -9,3 +9,4 @@ pub mod inspect;
 pub mod prune;
 pub mod scan;
 pub mod score;
+pub mod train;

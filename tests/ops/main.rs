@@ -7,6 +7,7 @@ mod data;
 mod exp;
 mod harness;
 
+mod adamw;
 mod argmax;
 mod attention;
 mod attention_paged;
@@ -27,6 +28,7 @@ mod swiglu;
 
 /// Ops that the modules above test, by the names they give themselves.
 const TESTED: &[&[&str]] = &[
+    adamw::OPS,
     argmax::OPS,
     attention::OPS,
     attention_paged::OPS,

@@ -5,6 +5,7 @@
 //! Batch invariance holds by construction: an output is one chain of operations in the order of its own row (over k, over
 //! keys, over the vocabulary), and blocking or threads only decide which chains run side by side.
 
+mod adamw;
 mod argmax;
 mod attention;
 mod block_influence;

@@ -1,5 +1,6 @@
 //! `prunectl eval`.
 
+use super::adapter_args::AdapterArgs;
 use super::compute::{ComputeArgs, plan, unknown_metric};
 use super::data_args::DataArgs;
 use super::examples;
@@ -38,12 +39,16 @@ pub(crate) struct Eval {
     #[command(flatten)]
     generate: GenerateArgs,
     #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
     compute: ComputeArgs,
 }
 
 #[derive(Serialize)]
 struct Report {
     model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<String>,
     layers: usize,
     skipped: Vec<usize>,
     data: String,
@@ -75,6 +80,7 @@ impl Eval {
         }
         let folder = ModelFolder::open(&self.model)?;
         let plan = plan(&folder, self.skip.as_deref())?;
+        let adapter = self.adapter.open(&folder)?;
         let dataset = Dataset::open(&self.data.options(folder.config.max_position_embeddings)?)?;
         let tokenizer = Tokenizer::open_for(&dataset, &self.model)?;
         let vocab_size = folder.config.vocab_size;
@@ -99,8 +105,9 @@ impl Eval {
         }
         let positions = examples.iter().flatten().map(|e| e.ids.len()).chain(generation.iter().map(|(p, o)| longest(p, o))).max();
         let residency = if generation.is_some() { Residency::Resident } else { Residency::Streamed };
-        let decoder = self.compute.decoder(ui, folder, residency, positions.unwrap_or(1))?;
+        let decoder = adapter.over(self.compute.decoder(ui, folder, residency, positions.unwrap_or(1))?)?;
         let mut report = self.report(&decoder, &plan, &dataset, truncated);
+        report.adapter = adapter.path();
         report.segments = examples.as_ref().map_or(dataset.records.len(), Vec::len);
         if let Some(examples) = &examples {
             report.texts = Some(texts(&decoder, &plan, examples, ui.progress())?);
@@ -118,6 +125,7 @@ impl Eval {
         let (parameters, bytes) = folder.size_under(plan);
         Report {
             model: self.model.display().to_string(),
+            adapter: None,
             layers: plan.kept().len(),
             data: dataset.path.display().to_string(),
             data_sha256: dataset.sha256.clone(),
@@ -142,6 +150,9 @@ impl Report {
             let _ = writeln!(text, "{name:<12} {value}");
         };
         line("model", self.model.clone());
+        if let Some(adapter) = &self.adapter {
+            line("adapter", adapter.clone());
+        }
         let skipped: Vec<String> = self.skipped.iter().map(usize::to_string).collect();
         let without = if skipped.is_empty() { String::new() } else { format!(" (without {})", skipped.join(", ")) };
         line("layers", format!("{}{without}", self.layers));

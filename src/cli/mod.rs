@@ -1,6 +1,7 @@
 //! The command line: clap structs, their conversion to requests of `tasks`, and reports as text or JSON.
 //! One file a command; `print` is the only place that writes to standard output.
 
+mod adapter_args;
 mod bench;
 mod compute;
 pub mod data_args;

@@ -1,5 +1,6 @@
 //! `prunectl scan`.
 
+use super::adapter_args::AdapterArgs;
 use super::compute::{ComputeArgs, unknown_metric};
 use super::data_args::{DataArgs, digest};
 use super::examples;
@@ -66,6 +67,8 @@ pub(crate) struct Scan {
     #[command(flatten)]
     generate: GenerateArgs,
     #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
     compute: ComputeArgs,
 }
 
@@ -86,6 +89,7 @@ impl Scan {
     pub(crate) fn run(self, ui: &Ui) -> Result<()> {
         let metric = self.metric()?;
         let folder = ModelFolder::open(&self.model)?;
+        let adapter = self.adapter.open(&folder)?;
         let config = &folder.config;
         let data_options = self.data.options(config.max_position_embeddings)?;
         let dataset = Dataset::open(&data_options)?;
@@ -104,6 +108,7 @@ impl Scan {
             force: self.force,
         };
         let mut facts = self.facts(&folder, &dataset, &data_options)?;
+        facts.options.extend(adapter.facts());
         let scan = if generates {
             let prompts = dataset.prompts(tokenizer.as_ref(), config.vocab_size)?;
             let options = self.generate.options(&folder, tokenizer.as_ref(), &prompts.prompts, request.mem_budget)?;
@@ -113,6 +118,7 @@ impl Scan {
             facts.options.insert("eos".into(), json!(options.eos));
             facts.options.insert("tokens".into(), json!(digest(prompts.prompts.iter().map(|p| p.ids.as_slice()))));
             let decoder = self.compute.decoder(ui, folder, Residency::Resident, longest(&prompts.prompts, &options))?;
+            let decoder = adapter.over(decoder)?;
             let decode = decode(tokenizer.as_ref(), decoder.folder())?;
             let material = Material::Prompts { prompts: &prompts.prompts, options, decode: &decode };
             run(&decoder, &request, &material, facts, ui.progress())?
@@ -128,7 +134,7 @@ impl Scan {
             let positions = examples.examples.iter().map(|e| e.ids.len()).max().unwrap_or(1);
             // A race walks the layers many times with few rows: making the weights ready each time would show.
             let residency = if self.race { Residency::Resident } else { Residency::Streamed };
-            let decoder = self.compute.decoder(ui, folder, residency, positions)?;
+            let decoder = adapter.over(self.compute.decoder(ui, folder, residency, positions)?)?;
             run(&decoder, &request, &Material::Texts(&examples.examples), facts, ui.progress())?
         };
         ui.print(&scan, &self.text(&scan))

@@ -1,5 +1,6 @@
 //! `prunectl translate`.
 
+use super::adapter_args::AdapterArgs;
 use super::compute::{ComputeArgs, plan};
 use super::data_args::{DataArgs, digest};
 use super::examples;
@@ -49,6 +50,8 @@ pub(crate) struct Translate {
     #[command(flatten)]
     generate: GenerateArgs,
     #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
     compute: ComputeArgs,
 }
 
@@ -76,6 +79,7 @@ impl Translate {
         }
         let folder = ModelFolder::open(&self.model)?;
         let plan = plan(&folder, self.skip.as_deref())?;
+        let adapter = self.adapter.open(&folder)?;
         let dataset = Dataset::open(&self.data.options(folder.config.max_position_embeddings)?)?;
         let tokenizer = Tokenizer::open_for(&dataset, &self.model)?;
         let prompts = dataset.prompts(tokenizer.as_ref(), folder.config.vocab_size)?;
@@ -84,11 +88,13 @@ impl Translate {
         }
         let options = self.generate.options(&folder, tokenizer.as_ref(), &prompts.prompts, self.compute.budget())?;
         let decoder = self.compute.decoder(ui, folder, Residency::Resident, longest(&prompts.prompts, &options))?;
+        let decoder = adapter.over(decoder)?;
         let decode = decode(tokenizer.as_ref(), decoder.folder())?;
         let start = Instant::now();
         let begin =
             Begin { path: &self.journal(), what: "translation", place: &self.out, resume: self.resume, force: self.force };
-        let header = self.header(&decoder, &dataset, &options, &digest(prompts.prompts.iter().map(|p| p.ids.as_slice())));
+        let mut header = self.header(&decoder, &dataset, &options, &digest(prompts.prompts.iter().map(|p| p.ids.as_slice())));
+        header.extend(adapter.facts());
         let (mut journal, finished) = Journal::open::<Text>(begin, &header)?;
         let before: usize = finished.iter().map(|t| t.tokens).sum();
         let request = TextRequest {

@@ -1,5 +1,6 @@
 //! Models: what a Hugging Face folder holds, and the forward pass over it in terms of `ops`. Knows nothing of devices.
 
+pub mod adapter;
 pub mod batch;
 pub mod block;
 pub mod config;
@@ -19,6 +20,7 @@ pub mod shard_index;
 pub mod tensor_set;
 mod unique_map;
 
+pub use adapter::{Adapter, AdapterConfig};
 pub use batch::Batch;
 pub use block::{Context, Scratch};
 pub use config::{Architecture, DecoderConfig, RopeScaling};

@@ -1,6 +1,7 @@
 //! File formats: safetensors, config.json, shard indices, GGUF, JSONL; valid, broken and hostile.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod adapter;
 mod chat_template;
 mod config;
 mod folder;

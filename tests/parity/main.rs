@@ -4,4 +4,5 @@
 
 mod fixture;
 mod invariance;
+mod lora;
 mod transformers;

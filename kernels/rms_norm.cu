@@ -1,8 +1,6 @@
 // RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467), as Llama and Qwen2 use it. Forward.
 
-#include <cstddef>
-#include <cstdint>
-
+#include "device.cuh"
 #include "dtype.cuh"
 #include "pack.cuh"
 #include "reduce.cuh"
@@ -57,3 +55,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         rms_norm_row<1>(y + row, x + row, weight, sizes);
     }
 }
+EXPORT_KERNEL(rms_norm_bf16, THREADS)

@@ -1,7 +1,7 @@
 // Conversions between storage types and f32, by names that say what they do. Sums are always f32.
 #pragma once
 
-#include <cuda_bf16.h>
+#include "device.cuh"
 
 using bf16 = __nv_bfloat16;
 

@@ -1,6 +1,8 @@
 // Sums over a warp and over a block, in an order that depends on nothing but the number of threads: same input, same bits.
 #pragma once
 
+#include "device.cuh"
+
 constexpr int WARP = 32;
 
 // Sum over the 32 lanes, which every lane receives. All lanes of the warp must call it.
@@ -18,7 +20,7 @@ template <int THREADS>
 __device__ __forceinline__ float block_sum(float value) {
     static_assert(THREADS % WARP == 0 && THREADS <= WARP * WARP, "whole warps, whose sums fit one warp");
     constexpr int WARPS = THREADS / WARP;
-    __shared__ float partial[WARPS];
+    SHARED_ARRAY(float, partial, WARPS);
     value = warp_sum(value);
     if (threadIdx.x % WARP == 0) {
         partial[threadIdx.x / WARP] = value;

@@ -17,7 +17,7 @@ use super::simd::{Kernel, LANES, Line, Simd};
 use super::{CpuBackend, Tensor, set_len};
 use crate::error::Result;
 use crate::ops::{Attention, AttentionArgs, Heads, PAGE_TOKENS, Shaped};
-use bytemuck::Zeroable;
+use bytemuck::{Zeroable, cast_slice_mut};
 use std::sync::PoisonError;
 
 /// Tokens a task takes at most: some of the largest tiles.
@@ -137,15 +137,16 @@ impl Tile<'_> {
         }
         let KeyValues { head_dim, value_lines, .. } = self.kv;
         let blocks = self.longest.div_ceil(PAGE_TOKENS);
-        let mut scratch = Scratch::lend(head_dim * MR, blocks * MR);
+        let mut scratch = Scratch::lend((head_dim * MR).div_ceil(LANES), blocks * MR);
         let (packed, scores) = scratch.parts();
+        let packed: &mut [u32] = cast_slice_mut(packed);
         packed.fill(0);
         for (r, query) in self.queries.iter().enumerate() {
             for (out, q) in packed[r..].iter_mut().step_by(MR).zip(*query) {
                 *out = q.to_bits();
             }
         }
-        let packed = packed.as_chunks::<MR>().0;
+        let packed = &packed.as_chunks::<MR>().0[..head_dim];
         let scores = scores.as_chunks_mut::<MR>().0;
         let mut block = 0;
         while S::VECS == 2 && block + 2 <= blocks {

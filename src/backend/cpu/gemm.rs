@@ -4,32 +4,38 @@
 //! ```text
 //! for r in rows { for n in outputs { sum = 0; for k in 0..K { sum = fma(x[r][k], w[n][k], sum) }; tile[r][n] = sum } }
 //! ```
-//! Rows of x are packed in blocks of up to MAX_ROWS as [K][rows], so that a micro-kernel walks x and W once from front to
-//! back, with all sums in registers. Large K is cut into blocks whose panel part stays in the cache; the sums rest in the
-//! tile between them, which changes no bit.
+//! Rows of x are packed block by block as [K / 16][rows of the block][16 words]: a micro-kernel walks x and W once from
+//! front to back, and packing moves whole lines. All sums of a block are in registers. Large K is cut into parts whose share
+//! of a panel stays in L2; between them the sums rest in the tile, which changes no bit.
+//!
+//! Panels come from memory. While a block is computed, its micro-kernel asks for its share of the panel part that follows;
+//! when there is only one block, for what it will itself read a few steps later.
 
 use super::matrix::{Packed, Panel, pairs_of_floats, round_bf16};
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use crate::tensor::Dtype;
-use bytemuck::cast_slice_mut;
+use bytemuck::{Zeroable, cast_slice_mut};
 use std::ops::Range;
 
-/// Values of k a panel is read for before the next block of rows: 32 outputs x 1024 x 4 bytes are 128 KiB, an eighth of L2.
-const K_BLOCK: usize = 1024;
+/// Words of k in a part, and half of it more in a last one: at most 192 KiB of a panel.
+const PART_WORDS: usize = 1024;
 
 /// Bytes of packed rows that stay in L2 while panels stream past.
 const GROUP_BYTES: usize = 400 * 1024;
 
+/// How far a lone block asks ahead, in bytes: what two cores read in the time of one access to memory.
+const AHEAD_BYTES: usize = 96 * 64;
+
 /// How rows of x are stored for the micro-kernel that will read them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// f32, [K][rows].
+    /// f32.
     F32,
-    /// The same, K made even by a zero: for bf16 panels.
+    /// f32, for bf16 panels: K is made even by a zero.
     F32Even,
     /// The same, rounded to bf16.
     RoundedEven,
-    /// bf16 pairs, [K / 2][rows].
+    /// bf16 pairs.
     Pairs,
 }
 
@@ -44,12 +50,25 @@ impl Form {
         }
     }
 
-    /// 32-bit words a row takes.
-    pub(super) fn words(self, k: usize) -> usize {
+    /// Floats in a packed line.
+    const fn floats(self) -> usize {
         match self {
-            Self::F32 => k,
-            Self::F32Even | Self::RoundedEven => k.next_multiple_of(2),
-            Self::Pairs => k.div_ceil(2),
+            Self::F32 | Self::F32Even | Self::RoundedEven => LANES,
+            Self::Pairs => 2 * LANES,
+        }
+    }
+
+    /// Lines a packed row of `k` elements takes.
+    pub(super) const fn lines(self, k: usize) -> usize {
+        k.div_ceil(self.floats())
+    }
+
+    /// Rows a block has at most: as many sums as registers hold beside what the micro-kernel of this form needs.
+    #[inline(always)]
+    const fn block_rows<S: Simd>(self) -> usize {
+        match self {
+            Self::F32 | Self::Pairs => S::MAX_ROWS,
+            Self::F32Even | Self::RoundedEven => S::MAX_ROWS_OF_PAIRS,
         }
     }
 }
@@ -62,145 +81,287 @@ pub(super) fn share(total: usize, parts: usize, index: usize) -> Range<usize> {
     start..start + base + usize::from(index < more)
 }
 
-/// Rows that are multiplied with a panel before the next panel: as many as fit in L2 when packed, in equal groups.
-pub(super) fn group_rows(rows: usize, words: usize, threads: usize) -> usize {
-    let fitting = (GROUP_BYTES / (4 * words.max(1))).clamp(28, 128);
+/// Rows that are multiplied with a panel before the next panel: as many as fit in L2 with `lines` lines each, in equal
+/// groups.
+pub(super) fn group_rows(rows: usize, lines: usize, threads: usize) -> usize {
+    let fitting = (GROUP_BYTES / (64 * lines.max(1))).clamp(28, 128);
     let groups = rows.div_ceil(fitting);
     // A number of groups that all threads share evenly, unless there are many.
     let groups = if groups >= 8 * threads { groups } else { groups.next_multiple_of(threads) };
     rows.div_ceil(groups.max(1)).max(fitting.min(28))
 }
 
-/// Packs `rows` rows of `x` ([rows, k] row-major) into `out` (rows * form.words(k)).
-#[inline(always)]
-pub(super) fn pack_rows<S: Simd>(form: Form, x: &[f32], k: usize, rows: usize, out: &mut [u32]) {
-    let words = form.words(k);
-    if words == 0 {
-        return;
-    }
-    let blocks = rows.div_ceil(S::MAX_ROWS);
-    for block in 0..blocks {
-        let range = share(rows, blocks, block);
-        let height = range.len();
-        let x = &x[range.start * k..range.end * k];
-        let out = &mut out[range.start * words..range.end * words];
-        // Few columns at a time, so that the lines of `out` they go to stay in L1 while the rows pass.
-        for start in (0..words).step_by(PACK_COLUMNS) {
-            let width = (words - start).min(PACK_COLUMNS);
-            let out = &mut out[start * height..][..width * height];
-            for (r, x) in x.chunks_exact(k).enumerate() {
-                let mut column = [0_u32; PACK_COLUMNS];
-                match form {
-                    Form::F32 | Form::F32Even => {
-                        for (c, x) in column.iter_mut().zip(&x[start.min(k)..]) {
-                            *c = x.to_bits();
-                        }
-                    }
-                    Form::RoundedEven => {
-                        for (c, x) in column.iter_mut().zip(&x[start.min(k)..]) {
-                            *c = round_bf16(*x);
-                        }
-                    }
-                    Form::Pairs => pairs_of_floats(&x[2 * start..(2 * (start + width)).min(k)], &mut column[..width]),
-                }
-                for (c, value) in column[..width].iter().enumerate() {
-                    out[c * height + r] = *value;
-                }
-            }
-        }
-    }
+/// Rows of x to be packed.
+pub(super) struct PackRows<'a> {
+    pub(super) form: Form,
+    /// [rows, cols].
+    pub(super) x: &'a [f32],
+    pub(super) cols: usize,
+    pub(super) rows: usize,
+    /// rows x form.lines(cols).
+    pub(super) out: &'a mut [PairLine],
 }
 
-/// Words of a row that are packed before the next row.
-const PACK_COLUMNS: usize = 16;
-
-/// tile\[r\]\[n\] = sum over k of x\[r, k\] w\[n, k\] for `rows` packed rows and one panel.
-///
-/// A call of its own, not inlined into its users: the micro-kernels are most of the backend's code and exist once.
-pub(super) fn panel_tile(isa: Isa, form: Form, x: &[u32], rows: usize, panel: Panel<'_>, tile: &mut [[Line; 2]]) {
-    match (panel, form) {
-        (Panel::F32(w), _) => isa.run(Sweep { x, rows, width: 1, w, tile, step: Multiply }),
-        (Panel::Bf16(w), Form::Pairs) => isa.run_dot(Sweep { x, rows, width: 1, w, tile, step: DotPairs }),
-        // Few rows: widening in registers costs nothing beside reading the weights.
-        (Panel::Bf16(w), Form::F32 | Form::F32Even | Form::RoundedEven) if rows <= FEW_ROWS => {
-            isa.run(Sweep { x, rows, width: 2, w, tile, step: MultiplyPairs });
-        }
-        // Many: it would cost a fifth of the time if done for each block of rows, and 2 % done once for all of them.
-        (Panel::Bf16(w), Form::F32 | Form::F32Even | Form::RoundedEven) => {
-            let mut scratch = Scratch::lend(0, 4 * w.len());
-            let wide = as_tile(scratch.parts().1);
-            isa.run(Widen { w, out: wide });
-            isa.run(Sweep { x, rows, width: 1, w: &*wide, tile, step: Multiply });
-        }
-    }
-}
-
-/// Up to so many rows a bf16 panel is widened on the way.
-const FEW_ROWS: usize = 14;
-
-/// A bf16 panel in f32, exactly.
-struct Widen<'a> {
-    w: &'a [[PairLine; 2]],
-    /// Two for each of `w`.
-    out: &'a mut [[Line; 2]],
-}
-
-impl Kernel for Widen<'_> {
+impl Kernel for PackRows<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (w, out) in self.w.iter().zip(self.out.as_chunks_mut::<2>().0) {
-            for half in 0..2 {
-                s.store(s.first_of_pairs(&w[half].0), &mut out[0][half].0);
-                s.store(s.second_of_pairs(&w[half].0), &mut out[1][half].0);
+    fn run<S: Simd>(self, _s: S) {
+        let Self { form, x, cols, rows, out } = self;
+        if cols == 0 || rows == 0 {
+            return;
+        }
+        let lines = form.lines(cols);
+        let blocks = rows.div_ceil(form.block_rows::<S>());
+        for block in 0..blocks {
+            let range = share(rows, blocks, block);
+            let height = range.len();
+            let out = &mut out[range.start * lines..range.end * lines];
+            for (r, x) in x[range.start * cols..range.end * cols].chunks_exact(cols).enumerate() {
+                let out = out[r..].iter_mut().step_by(height);
+                for (x, out) in x.chunks(form.floats()).zip(out) {
+                    pack_line(form, x, &mut out.0);
+                }
             }
         }
     }
 }
 
-/// Packed rows times one panel.
-struct Sweep<'a, W, T> {
-    x: &'a [u32],
-    rows: usize,
-    /// Words of x a row that go with one element of `w`.
-    width: usize,
+/// Up to form.floats() elements, with zeros behind them.
+#[inline(always)]
+fn pack_line(form: Form, x: &[f32], out: &mut [u32; LANES]) {
+    if x.len() < form.floats() {
+        *out = Zeroable::zeroed();
+    }
+    match form {
+        Form::F32 | Form::F32Even => x.iter().zip(out).for_each(|(x, out)| *out = x.to_bits()),
+        Form::RoundedEven => x.iter().zip(out).for_each(|(x, out)| *out = round_bf16(*x)),
+        Form::Pairs => pairs_of_floats(x, out),
+    }
+}
+
+/// Who takes the sums of a block of rows when they are complete.
+pub(super) trait Take {
+    /// Called before the last part of the sums of `rows` is computed: to have memory fetched.
+    fn expect<S: Simd>(&mut self, s: S, rows: Range<usize>);
+    /// The sums of rows `first..` and a panel, a tile row each.
+    fn take<S: Simd>(&mut self, s: S, first: usize, sums: &[[Line; 2]]);
+}
+
+/// Packed rows times panels.
+#[derive(Clone, Copy)]
+pub(super) struct Multiply<'a> {
+    pub(super) isa: Isa,
+    pub(super) form: Form,
+    /// As [`PackRows`] packs.
+    pub(super) x: &'a [PairLine],
+    pub(super) rows: usize,
+}
+
+impl Multiply<'_> {
+    /// All rows times one panel, of which `tile` (a row each) holds the sums while they grow.
+    #[inline(always)]
+    pub(super) fn panel<S: Simd>(self, s: S, panel: Panel<'_>, tile: &mut [[Line; 2]], to: &mut impl Take) {
+        let Self { isa, form, x, rows } = self;
+        let blocks = rows.div_ceil(form.block_rows::<S>());
+        let lines = x.len() / rows.max(1);
+        let words = lines * LANES;
+        let mut start = 0;
+        loop {
+            let end = if words - start > PART_WORDS + PART_WORDS / 2 { start + PART_WORDS } else { words };
+            let part = panel.part(form, start..end);
+            for block in 0..blocks {
+                let range = share(rows, blocks, block);
+                let x = &x[range.start * lines..range.end * lines][start / LANES * range.len()..];
+                let tile = &mut tile[range.clone()];
+                if end == words {
+                    to.expect(s, range.clone());
+                }
+                multiply_block(isa, form, x, part, start > 0, Ahead::of(part, blocks, block), tile);
+                if end == words {
+                    to.take(s, range.start, tile);
+                }
+            }
+            if end == words {
+                return;
+            }
+            start = end;
+        }
+    }
+}
+
+impl<'a> Panel<'a> {
+    /// What goes with words `words` of packed rows.
+    fn part(self, form: Form, words: Range<usize>) -> Self {
+        match (self, form) {
+            (Self::F32(w), _) => Self::F32(&w[words.start..words.end.min(w.len())]),
+            (Self::Bf16(w), Form::Pairs) => Self::Bf16(&w[words.start..words.end.min(w.len())]),
+            (Self::Bf16(w), _) => Self::Bf16(&w[words.start / 2..(words.end / 2).min(w.len())]),
+        }
+    }
+
+    fn len(self) -> usize {
+        match self {
+            Self::F32(w) => w.len(),
+            Self::Bf16(w) => w.len(),
+        }
+    }
+}
+
+/// What a block's micro-kernel has fetched meanwhile: from `start` bytes after its panel part on, `step` bytes more at each
+/// element.
+#[derive(Clone, Copy)]
+struct Ahead {
+    start: usize,
+    step: usize,
+}
+
+impl Ahead {
+    /// Block `block` of `blocks` fetches its share of as many bytes as `part` has, right behind it.
+    fn of(part: Panel<'_>, blocks: usize, block: usize) -> Self {
+        const ELEMENT: usize = size_of::<[Line; 2]>();
+        if blocks == 1 {
+            return Self { start: AHEAD_BYTES, step: ELEMENT };
+        }
+        let step = ELEMENT.div_ceil(blocks);
+        Self { start: part.len() * (ELEMENT + block * step), step }
+    }
+}
+
+/// tile = or += rows times panel part, tile.len() rows.
+///
+/// A call of its own, not inlined into its users: the micro-kernels are most of the backend's code and exist once.
+fn multiply_block(isa: Isa, form: Form, x: &[PairLine], w: Panel<'_>, more: bool, ahead: Ahead, tile: &mut [[Line; 2]]) {
+    match (w, form) {
+        (Panel::F32(w), _) => isa.run(Block { x, w, more, ahead, tile, step: FloatStep }),
+        (Panel::Bf16(w), Form::Pairs) => isa.run_dot(Block { x, w, more, ahead, tile, step: DotStep }),
+        (Panel::Bf16(w), Form::F32 | Form::F32Even | Form::RoundedEven) => {
+            isa.run(Block { x, w, more, ahead, tile, step: PairStep });
+        }
+    }
+}
+
+/// A block of rows times a panel part.
+struct Block<'a, W, T> {
+    x: &'a [PairLine],
     w: &'a [W],
+    more: bool,
+    ahead: Ahead,
     tile: &'a mut [[Line; 2]],
     step: T,
 }
 
-impl<W, T: Step<W>> Kernel for Sweep<'_, W, T> {
+impl<W, T: Step<W>> Kernel for Block<'_, W, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        sweep(s, self.x, self.rows, self.width, self.w, self.tile, self.step);
+        match self.tile.len() {
+            1 => self.halves::<S, 1>(s),
+            2 => self.halves::<S, 2>(s),
+            3 => self.halves::<S, 3>(s),
+            4 => self.halves::<S, 4>(s),
+            5 => self.halves::<S, 5>(s),
+            6 => self.halves::<S, 6>(s),
+            7 => self.halves::<S, 7>(s),
+            8 => self.halves::<S, 8>(s),
+            9 => self.halves::<S, 9>(s),
+            10 => self.halves::<S, 10>(s),
+            11 => self.halves::<S, 11>(s),
+            12 => self.halves::<S, 12>(s),
+            13 => self.halves::<S, 13>(s),
+            _ => self.halves::<S, 14>(s),
+        }
+    }
+}
+
+impl<W, T: Step<W>> Block<'_, W, T> {
+    /// Both halves of a panel at once where registers allow, else one after the other.
+    #[inline(always)]
+    fn halves<S: Simd, const MR: usize>(mut self, s: S) {
+        if MR > T::most_rows::<S>() {
+            // Blocks have no more rows; saying so keeps the taller kernels out of the program.
+        } else if S::VECS == 2 {
+            self.micro::<S, MR, 2>(s, 0);
+        } else {
+            self.micro::<S, MR, 1>(s, 0);
+            self.micro::<S, MR, 1>(s, 1);
+        }
+    }
+
+    /// The innermost loop: MR x NV sums in registers over all of `w`.
+    #[inline(always)]
+    fn micro<S: Simd, const MR: usize, const NV: usize>(&mut self, s: S, half: usize) {
+        let Some(tile) = self.tile.first_chunk_mut::<MR>() else { return };
+        let mut acc = [[s.splat(0.0); NV]; MR];
+        if self.more {
+            for r in 0..MR {
+                for v in 0..NV {
+                    acc[r][v] = s.load(&tile[r][half + v].0);
+                }
+            }
+        }
+        let mut ahead = self.ahead.start + half * size_of::<Line>();
+        for (x, w) in self.x.as_chunks::<MR>().0.iter().zip(self.w.chunks(LANES / T::WORDS)) {
+            for (k, w) in (0..LANES / T::WORDS).zip(w) {
+                for v in 0..NV {
+                    s.prefetch(self.w, ahead + v * size_of::<Line>());
+                }
+                ahead += self.ahead.step;
+                self.step.step::<S, MR, NV>(s, x, k * T::WORDS, w, half, &mut acc);
+            }
+        }
+        for r in 0..MR {
+            for v in 0..NV {
+                s.store(acc[r][v], &mut tile[r][half + v].0);
+            }
+        }
     }
 }
 
 /// One step of a micro-kernel over `w`'s elements.
 trait Step<W>: Copy {
-    /// acc\[r\]\[v\] += for the x of MR rows (one or two per row, as the form has it) and the lines `half..half + NV` of `w`.
-    fn step<S: Simd, const MR: usize, const NV: usize>(self, s: S, x: &[u32], w: &W, half: usize, acc: &mut [[S::V; NV]; MR]);
+    /// Words of a packed row that go with one element of `w`.
+    const WORDS: usize;
+
+    /// Rows a block has at most.
+    #[inline(always)]
+    fn most_rows<S: Simd>() -> usize {
+        S::MAX_ROWS
+    }
+
+    /// acc\[r\]\[v\] += for words `k..` of a line of each of MR rows and the lines `half..half + NV` of `w`.
+    fn step<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        x: &[PairLine; MR],
+        k: usize,
+        w: &W,
+        half: usize,
+        acc: &mut [[S::V; NV]; MR],
+    );
 }
 
+/// f32 times f32.
 #[derive(Clone, Copy)]
-struct Multiply;
+struct FloatStep;
 
-impl Step<[Line; 2]> for Multiply {
+impl Step<[Line; 2]> for FloatStep {
+    const WORDS: usize = 1;
+
     #[inline(always)]
     fn step<S: Simd, const MR: usize, const NV: usize>(
         self,
         s: S,
-        x: &[u32],
+        x: &[PairLine; MR],
+        k: usize,
         w: &[Line; 2],
         half: usize,
         acc: &mut [[S::V; NV]; MR],
     ) {
         let w: [S::V; NV] = std::array::from_fn(|v| s.load(&w[half + v].0));
         for r in 0..MR {
-            let x = s.splat(f32::from_bits(x[r]));
+            let x = s.splat(f32::from_bits(x[r].0[k]));
             for v in 0..NV {
                 acc[r][v] = s.fma(x, w[v], acc[r][v]);
             }
@@ -208,29 +369,38 @@ impl Step<[Line; 2]> for Multiply {
     }
 }
 
+/// f32 times bf16, widened in registers.
 #[derive(Clone, Copy)]
-struct MultiplyPairs;
+struct PairStep;
 
-impl Step<[PairLine; 2]> for MultiplyPairs {
+impl Step<[PairLine; 2]> for PairStep {
+    const WORDS: usize = 2;
+
+    #[inline(always)]
+    fn most_rows<S: Simd>() -> usize {
+        S::MAX_ROWS_OF_PAIRS
+    }
+
     #[inline(always)]
     fn step<S: Simd, const MR: usize, const NV: usize>(
         self,
         s: S,
-        x: &[u32],
+        x: &[PairLine; MR],
+        k: usize,
         w: &[PairLine; 2],
         half: usize,
         acc: &mut [[S::V; NV]; MR],
     ) {
         let first: [S::V; NV] = std::array::from_fn(|v| s.first_of_pairs(&w[half + v].0));
         for r in 0..MR {
-            let x = s.splat(f32::from_bits(x[r]));
+            let x = s.splat(f32::from_bits(x[r].0[k]));
             for v in 0..NV {
                 acc[r][v] = s.fma(x, first[v], acc[r][v]);
             }
         }
         let second: [S::V; NV] = std::array::from_fn(|v| s.second_of_pairs(&w[half + v].0));
         for r in 0..MR {
-            let x = s.splat(f32::from_bits(x[MR + r]));
+            let x = s.splat(f32::from_bits(x[r].0[k + 1]));
             for v in 0..NV {
                 acc[r][v] = s.fma(x, second[v], acc[r][v]);
             }
@@ -238,120 +408,27 @@ impl Step<[PairLine; 2]> for MultiplyPairs {
     }
 }
 
+/// bf16 times bf16 in pairs.
 #[derive(Clone, Copy)]
-struct DotPairs;
+struct DotStep;
 
-impl Step<[PairLine; 2]> for DotPairs {
+impl Step<[PairLine; 2]> for DotStep {
+    const WORDS: usize = 1;
+
     #[inline(always)]
     fn step<S: Simd, const MR: usize, const NV: usize>(
         self,
         s: S,
-        x: &[u32],
+        x: &[PairLine; MR],
+        k: usize,
         w: &[PairLine; 2],
         half: usize,
         acc: &mut [[S::V; NV]; MR],
     ) {
         for r in 0..MR {
             for v in 0..NV {
-                acc[r][v] = s.dot_pairs(acc[r][v], x[r], &w[half + v].0);
+                acc[r][v] = s.dot_pairs(acc[r][v], x[r].0[k], &w[half + v].0);
             }
-        }
-    }
-}
-
-/// All blocks of k and of rows for one panel. `width` words of x a row go with one element of `w`.
-#[inline(always)]
-fn sweep<S: Simd, W, T: Step<W>>(s: S, x: &[u32], rows: usize, width: usize, w: &[W], tile: &mut [[Line; 2]], step: T) {
-    let depth = w.len();
-    let blocks = rows.div_ceil(S::MAX_ROWS);
-    let mut start = 0;
-    loop {
-        let end = if depth - start > K_BLOCK + K_BLOCK / 2 { start + K_BLOCK } else { depth };
-        let w = &w[start..end];
-        for block in 0..blocks {
-            let range = share(rows, blocks, block);
-            let height = range.len();
-            let words = height * width;
-            let x = &x[range.start * width * depth..][start * words..end * words];
-            let tile = &mut tile[range];
-            match height {
-                1 => halves::<S, W, T, 1>(s, x, width, w, start > 0, tile, step),
-                2 => halves::<S, W, T, 2>(s, x, width, w, start > 0, tile, step),
-                3 => halves::<S, W, T, 3>(s, x, width, w, start > 0, tile, step),
-                4 => halves::<S, W, T, 4>(s, x, width, w, start > 0, tile, step),
-                5 => halves::<S, W, T, 5>(s, x, width, w, start > 0, tile, step),
-                6 => halves::<S, W, T, 6>(s, x, width, w, start > 0, tile, step),
-                7 => halves::<S, W, T, 7>(s, x, width, w, start > 0, tile, step),
-                8 => halves::<S, W, T, 8>(s, x, width, w, start > 0, tile, step),
-                9 => halves::<S, W, T, 9>(s, x, width, w, start > 0, tile, step),
-                10 => halves::<S, W, T, 10>(s, x, width, w, start > 0, tile, step),
-                11 => halves::<S, W, T, 11>(s, x, width, w, start > 0, tile, step),
-                12 => halves::<S, W, T, 12>(s, x, width, w, start > 0, tile, step),
-                13 => halves::<S, W, T, 13>(s, x, width, w, start > 0, tile, step),
-                _ => halves::<S, W, T, 14>(s, x, width, w, start > 0, tile, step),
-            }
-        }
-        if end == depth {
-            return;
-        }
-        start = end;
-    }
-}
-
-/// Both halves of a panel at once where registers allow, else one after the other.
-#[inline(always)]
-fn halves<S: Simd, W, T: Step<W>, const MR: usize>(
-    s: S,
-    x: &[u32],
-    width: usize,
-    w: &[W],
-    more: bool,
-    tile: &mut [[Line; 2]],
-    step: T,
-) {
-    if MR > S::MAX_ROWS {
-        // Blocks have at most MAX_ROWS rows; saying so keeps the taller kernels out of the program.
-    } else if S::VECS == 2 {
-        micro::<S, W, T, MR, 2>(s, x, width, w, 0, more, tile, step);
-    } else {
-        micro::<S, W, T, MR, 1>(s, x, width, w, 0, more, tile, step);
-        micro::<S, W, T, MR, 1>(s, x, width, w, 1, more, tile, step);
-    }
-}
-
-/// The innermost loop: MR x NV sums in registers over all of `w`.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the one place where all of them meet")]
-fn micro<S: Simd, W, T: Step<W>, const MR: usize, const NV: usize>(
-    s: S,
-    x: &[u32],
-    width: usize,
-    w: &[W],
-    half: usize,
-    more: bool,
-    tile: &mut [[Line; 2]],
-    step: T,
-) {
-    let mut acc = [[s.splat(0.0); NV]; MR];
-    if more {
-        for r in 0..MR {
-            for v in 0..NV {
-                acc[r][v] = s.load(&tile[r][half + v].0);
-            }
-        }
-    }
-    if width == 2 {
-        for (x, w) in x.chunks_exact(2 * MR).zip(w) {
-            step.step::<S, MR, NV>(s, x, w, half, &mut acc);
-        }
-    } else {
-        for (x, w) in x.chunks_exact(MR).zip(w) {
-            step.step::<S, MR, NV>(s, x, w, half, &mut acc);
-        }
-    }
-    for r in 0..MR {
-        for v in 0..NV {
-            s.store(acc[r][v], &mut tile[r][half + v].0);
         }
     }
 }
@@ -364,26 +441,25 @@ thread_local! {
 /// closure: what stands in a closure is not compiled for the instruction set of the kernel around it.
 pub(super) struct Scratch {
     memory: Vec<Line>,
-    words: usize,
+    packed: usize,
     lines: usize,
 }
 
 impl Scratch {
-    /// `words` 32-bit words and `lines` lines.
-    pub(super) fn lend(words: usize, lines: usize) -> Self {
+    /// `packed` lines of words and `lines` lines of floats.
+    pub(super) fn lend(packed: usize, lines: usize) -> Self {
         let mut memory = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-        let needed = words.div_ceil(LANES) + lines;
-        if memory.len() < needed {
-            memory.resize(needed, bytemuck::Zeroable::zeroed());
+        if memory.len() < packed + lines {
+            memory.resize(packed + lines, Zeroable::zeroed());
         }
-        Self { memory, words, lines }
+        Self { memory, packed, lines }
     }
 
-    /// The words, and the lines.
+    /// The words, and the floats.
     #[inline(always)]
-    pub(super) fn parts(&mut self) -> (&mut [u32], &mut [Line]) {
-        let (front, back) = self.memory.split_at_mut(self.words.div_ceil(LANES));
-        (&mut cast_slice_mut(front)[..self.words], &mut back[..self.lines])
+    pub(super) fn parts(&mut self) -> (&mut [PairLine], &mut [Line]) {
+        let (front, back) = self.memory.split_at_mut(self.packed);
+        (cast_slice_mut(front), &mut back[..self.lines])
     }
 }
 

@@ -3,12 +3,13 @@
 //! A chunk is always the same 256 token ids, whoever computes it: what is kept of a chunk depends on the row and the chunk
 //! alone, and a row's chunks are put together in vocabulary order. So neither rows nor threads change a bit.
 
-use super::gemm::{Form, Scratch, as_tile, group_rows, pack_rows, panel_tile, share};
+use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, group_rows, share};
 use super::matrix::{PANEL, Packed};
 use super::simd::{Isa, Kernel, LANES, Line, Simd};
 use super::{CpuBackend, Matrix, Tensor, set_len};
 use crate::error::Result;
 use crate::ops::Shaped;
+use std::ops::Range;
 
 /// Panels a chunk.
 const CHUNK_PANELS: usize = 8;
@@ -76,23 +77,30 @@ impl<R: Reduce> Kernel for Part<'_, R> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { isa, form, packed, cols, rows, .. } = self;
-        let words = rows * form.words(cols);
+        let lines = rows * form.lines(cols);
         let sides = 1 + usize::from(self.reference.is_some());
-        let mut scratch = Scratch::lend(sides * words, sides * rows * CHUNK_LINES + 2 * rows);
-        let (packed_x, lines) = scratch.parts();
-        let (packed_x, packed_reference) = packed_x.split_at_mut(words);
-        let (tile, lines) = lines.split_at_mut(2 * rows);
-        let (logits, reference_logits) = lines.split_at_mut(rows * CHUNK_LINES);
-        pack_rows::<S>(form, self.x, cols, rows, packed_x);
-        if let Some(reference) = self.reference {
-            pack_rows::<S>(form, reference, cols, rows, packed_reference);
+        let mut scratch = Scratch::lend(sides * lines, sides * rows * CHUNK_LINES + 2 * rows);
+        let (packed_x, lines_of_logits) = scratch.parts();
+        let (packed_x, packed_reference) = packed_x.split_at_mut(lines);
+        let (tile, logits) = lines_of_logits.split_at_mut(2 * rows);
+        let (logits, reference_logits) = logits.split_at_mut(rows * CHUNK_LINES);
+        PackRows { form, x: self.x, cols, rows, out: &mut *packed_x }.run(s);
+        if let Some(x) = self.reference {
+            PackRows { form, x, cols, rows, out: &mut *packed_reference }.run(s);
         }
+        let tile = as_tile(tile);
         for (index, out) in self.out.chunks_mut(rows).enumerate() {
             let first = (self.first_chunk + index) * CHUNK;
             let valid = (self.vocab - first).min(CHUNK);
-            chunk_logits(isa, form, packed, cols, first, valid, packed_x, rows, tile, logits);
-            if self.reference.is_some() {
-                chunk_logits(isa, form, packed, cols, first, valid, packed_reference, rows, tile, reference_logits);
+            // Panels behind the vocabulary's end are left out: their logits are stale, and `valid` says so.
+            for panel in 0..valid.div_ceil(PANEL) {
+                let weights = packed.panel(first / PANEL + panel, cols);
+                let multiply = Multiply { isa, form, x: packed_x, rows };
+                multiply.panel(s, weights, tile, &mut Columns { logits: &mut *logits, panel });
+                if self.reference.is_some() {
+                    let multiply = Multiply { x: packed_reference, ..multiply };
+                    multiply.panel(s, weights, tile, &mut Columns { logits: &mut *reference_logits, panel });
+                }
             }
             for (r, out) in out.iter_mut().enumerate() {
                 let at = r * CHUNK_LINES..(r + 1) * CHUNK_LINES;
@@ -103,25 +111,20 @@ impl<R: Reduce> Kernel for Part<'_, R> {
     }
 }
 
-/// logits\[row\] = lines of the chunk's sums; panels behind the vocabulary's end are left out (stale, and `valid` says so).
-#[expect(clippy::too_many_arguments, reason = "one call for x and one for the reference, everything else shared")]
-fn chunk_logits(
-    isa: Isa,
-    form: Form,
-    packed: &Packed,
-    cols: usize,
-    first: usize,
-    valid: usize,
-    x: &[u32],
-    rows: usize,
-    tile: &mut [Line],
-    logits: &mut [Line],
-) {
-    for panel in 0..valid.div_ceil(PANEL) {
-        let tile = as_tile(tile);
-        panel_tile(isa, form, x, rows, packed.panel(first / PANEL + panel, cols), tile);
-        for (row, sums) in logits.chunks_exact_mut(CHUNK_LINES).zip(&*tile) {
-            row[2 * panel..][..2].copy_from_slice(sums);
+/// The lines of one panel in a chunk's logits.
+struct Columns<'a> {
+    logits: &'a mut [Line],
+    panel: usize,
+}
+
+impl Take for Columns<'_> {
+    #[inline(always)]
+    fn expect<S: Simd>(&mut self, _s: S, _rows: Range<usize>) {}
+
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, _s: S, first: usize, sums: &[[Line; 2]]) {
+        for (row, sums) in self.logits[first * CHUNK_LINES..].chunks_exact_mut(CHUNK_LINES).zip(sums) {
+            row[2 * self.panel..][..2].copy_from_slice(sums);
         }
     }
 }
@@ -142,7 +145,7 @@ impl CpuBackend {
         let threads = self.pool.threads();
         let sides = 1 + usize::from(reference.is_some());
         // Logits of a chunk lie beside the packed rows in L2.
-        let height = group_rows(rows, sides * (form.words(cols) + CHUNK), threads);
+        let height = group_rows(rows, sides * (form.lines(cols) + CHUNK_LINES), threads);
         let groups = rows.div_ceil(height.max(1));
         let ranges = (4 * threads).div_ceil(groups.max(1)).clamp(1, chunks.max(1));
         let ranges = if groups >= 4 * threads { 1 } else { ranges };

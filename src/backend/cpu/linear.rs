@@ -3,16 +3,19 @@
 //! Many rows: each task packs a group of rows that fits in L2 and takes all panels past it. Few rows: the rows are packed
 //! once and tasks share the panels, since reading the weights is then the work.
 
-use super::gemm::{Form, Scratch, as_tile, group_rows, pack_rows, panel_tile, share};
+use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, group_rows, share};
 use super::matrix::{PANEL, Packed};
-use super::simd::{Isa, Kernel, LANES, Simd};
+use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;
 use crate::ops::{Linear, LinearArgs, Shaped};
 use std::ops::Range;
 
-/// Multiplications a task should be worth: some 5 microseconds.
-const TASK_MULTIPLICATIONS: usize = 1 << 18;
+/// Multiplications a task should be worth: some microseconds.
+const TASK_MULTIPLICATIONS: usize = 1 << 17;
+
+/// Elements of x that one thread packs sooner than it would wake another.
+const PACK_ALONE: usize = 20_000;
 
 /// A group of rows times a range of panels.
 struct Part<'a> {
@@ -32,55 +35,66 @@ struct Part<'a> {
 
 #[derive(Clone, Copy)]
 enum X<'a> {
-    Packed(&'a [u32]),
+    Packed(&'a [PairLine]),
     Rows(&'a [f32]),
-}
-
-struct Pack<'a> {
-    form: Form,
-    x: &'a [f32],
-    cols: usize,
-    rows: usize,
-    out: &'a mut [u32],
-}
-
-impl Kernel for Pack<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _s: S) {
-        pack_rows::<S>(self.form, self.x, self.cols, self.rows, self.out);
-    }
 }
 
 impl Kernel for Part<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let rows = self.y.len();
-        let words = if let X::Rows(_) = self.x { rows * self.form.words(self.cols) } else { 0 };
-        let mut scratch = Scratch::lend(words, 2 * rows);
+    fn run<S: Simd>(self, s: S) {
+        let Self { isa, form, packed, cols, x, panels, y, bias, accumulate } = self;
+        let rows = y.len();
+        let lines = if let X::Rows(_) = x { rows * form.lines(cols) } else { 0 };
+        let mut scratch = Scratch::lend(lines, 2 * rows);
         let (own, tile) = scratch.parts();
-        let x = match self.x {
+        let x = match x {
             X::Packed(x) => x,
             X::Rows(x) => {
-                pack_rows::<S>(self.form, x, self.cols, rows, own);
+                PackRows { form, x, cols, rows, out: &mut *own }.run(s);
                 &*own
             }
         };
         let tile = as_tile(tile);
-        for panel in self.panels.clone() {
-            panel_tile(self.isa, self.form, x, rows, self.packed.panel(panel, self.cols), tile);
-            let at = (panel - self.panels.start) * PANEL;
-            let bias = self.bias.map(|bias| &bias[panel * PANEL..]);
-            for (y, sums) in self.y.iter_mut().zip(&*tile) {
-                let width = (y.len() - at).min(PANEL);
-                let y = &mut y[at..at + width];
-                for (half, y) in y.chunks_mut(LANES).enumerate() {
-                    let bias = bias.map(|bias| &bias[half * LANES..]);
-                    finish(s, s.load(&sums[half].0), bias, self.accumulate, y);
-                }
+        let multiply = Multiply { isa, form, x, rows };
+        let mut outputs = Outputs { y, at: 0, bias: None, accumulate };
+        for panel in panels {
+            outputs.bias = bias.map(|bias| &bias[panel * PANEL..]);
+            multiply.panel(s, packed.panel(panel, cols), tile, &mut outputs);
+            outputs.at += PANEL;
+        }
+    }
+}
+
+/// Where the sums of one panel go.
+struct Outputs<'a> {
+    y: Vec<&'a mut [f32]>,
+    /// First column.
+    at: usize,
+    /// From that column on.
+    bias: Option<&'a [f32]>,
+    accumulate: bool,
+}
+
+impl Take for Outputs<'_> {
+    #[inline(always)]
+    fn expect<S: Simd>(&mut self, s: S, rows: Range<usize>) {
+        for y in &self.y[rows] {
+            let y = &y[self.at..];
+            s.prefetch(y, 0);
+            s.prefetch(y, size_of::<Line>());
+        }
+    }
+
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, s: S, first: usize, sums: &[[Line; 2]]) {
+        for (y, sums) in self.y[first..].iter_mut().zip(sums) {
+            let y = &mut y[self.at..];
+            let width = y.len().min(PANEL);
+            for (half, y) in y[..width].chunks_mut(LANES).enumerate() {
+                let bias = self.bias.map(|bias| &bias[half * LANES..]);
+                finish(s, s.load(&sums[half].0), bias, self.accumulate, y);
             }
         }
     }
@@ -120,7 +134,8 @@ impl Linear for CpuBackend {
         let form = Form::of(packed, self.compute, self.isa);
         let bias = bias.map(|bias| bias.data.as_slice());
         let threads = self.pool.threads();
-        let height = group_rows(rows, form.words(cols), threads);
+        let lines = form.lines(cols);
+        let height = group_rows(rows, lines, threads);
         let groups = rows.div_ceil(height);
         let isa = self.isa;
         let one_task = Part { isa, form, packed, cols, x: X::Rows(&x.data), panels: 0..0, y: Vec::new(), bias, accumulate };
@@ -135,30 +150,42 @@ impl Linear for CpuBackend {
         // Few rows: packed once, panels shared.
         let panel_work = rows.div_ceil(groups) * cols * PANEL;
         let ranges = (groups * weight.panels() * panel_work).div_ceil(TASK_MULTIPLICATIONS).div_ceil(groups);
-        let ranges = ranges.min((4 * threads).div_ceil(groups)).clamp(1, weight.panels());
-        let words = form.words(cols);
-        let mut scratch = Scratch::lend(rows * words, 0);
+        let ranges = ranges.next_multiple_of(threads).min((4 * threads).div_ceil(groups)).clamp(1, weight.panels());
+        let mut scratch = Scratch::lend(rows * lines, 0);
         let shared = scratch.parts().0;
         let mut rest = &mut *shared;
-        for group in 0..groups {
+        let packing = (0..groups).map(|group| {
             let group = share(rows, groups, group);
-            let (out, after) = rest.split_at_mut(group.len() * words);
+            let (out, after) = std::mem::take(&mut rest).split_at_mut(group.len() * lines);
             rest = after;
             let x = &x.data[group.start * cols..group.end * cols];
-            self.isa.run(Pack { form, x, cols, rows: group.len(), out });
+            PackRows { form, x, cols, rows: group.len(), out }
+        });
+        if rows * cols < PACK_ALONE {
+            packing.for_each(|pack| isa.run(pack));
+        } else {
+            self.pool.each(packing, |_, pack| isa.run(pack));
         }
         let shared = &*shared;
         let mut parts = Vec::with_capacity(groups * ranges);
-        for (group, y) in group_slices(&mut y.data, rows, outputs, groups).into_iter().enumerate() {
-            let group = share(rows, groups, group);
-            let x = X::Packed(&shared[group.start * words..group.end * words]);
-            let mut rest = y;
-            for range in 0..ranges {
-                let panels = share(weight.panels(), ranges, range);
-                let width = (panels.end * PANEL).min(outputs) - panels.start * PANEL;
-                let (y, after): (Vec<_>, Vec<_>) = rest.into_iter().map(|y| y.split_at_mut(width)).unzip();
-                rest = after;
-                parts.push(Part { x, panels, y, ..one_task.like() });
+        let mut y = y.data.chunks_exact_mut(outputs);
+        for group in 0..groups {
+            let rows = share(rows, groups, group);
+            let x = X::Packed(&shared[rows.start * lines..rows.end * lines]);
+            let first = parts.len();
+            parts.extend((0..ranges).map(|range| Part {
+                x,
+                panels: share(weight.panels(), ranges, range),
+                y: Vec::with_capacity(rows.len()),
+                ..one_task.like()
+            }));
+            for mut y in y.by_ref().take(rows.len()) {
+                for part in &mut parts[first..] {
+                    let width = y.len().min(part.panels.len() * PANEL);
+                    let (own, rest) = y.split_at_mut(width);
+                    part.y.push(own);
+                    y = rest;
+                }
             }
         }
         self.pool.each(parts, |_, part| isa.run(part));

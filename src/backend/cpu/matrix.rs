@@ -4,14 +4,15 @@
 //! side: f32 as [K][32], bf16 as [K / 2][32][2] (odd K ends in a zero). Packing happens once, on first use, over all
 //! threads, and looks at every weight: one that is not finite is named.
 
+use super::CpuBackend;
 use super::pool::Pool;
-use super::simd::{Line, PairLine};
-use super::{CpuBackend, set_len};
+use super::simd::{LANES, Line, PairLine};
 use crate::error::{Error, Result};
 use crate::ops::Shaped;
 use crate::tensor::{Dtype, HostTensor};
-use bytemuck::Zeroable;
+use bytemuck::{cast_slice, cast_slice_mut};
 use half::{bf16, f16};
+use memmap2::MmapMut;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -29,13 +30,14 @@ pub struct Matrix {
     packing: Mutex<()>,
 }
 
-/// All panels of a matrix.
+/// All panels of a matrix, in memory that was mapped for them: fresh pages come zeroed, and large ones spare the processor
+/// most look-ups of addresses.
 #[derive(Debug)]
 pub(super) enum Packed {
     /// [panel][K][2 lines].
-    F32(Vec<[Line; 2]>),
+    F32(MmapMut),
     /// [panel][ceil(K / 2)][2 lines of pairs].
-    Bf16(Vec<[PairLine; 2]>),
+    Bf16(MmapMut),
 }
 
 /// One panel.
@@ -59,10 +61,10 @@ impl Packed {
     /// Panel `index` of a matrix with `cols` in_features.
     pub(super) fn panel(&self, index: usize, cols: usize) -> Panel<'_> {
         match self {
-            Self::F32(lines) => Panel::F32(&lines[index * cols..][..cols]),
+            Self::F32(lines) => Panel::F32(&cast_slice(&lines[..])[index * cols..][..cols]),
             Self::Bf16(lines) => {
                 let pairs = cols.div_ceil(2);
-                Panel::Bf16(&lines[index * pairs..][..pairs])
+                Panel::Bf16(&cast_slice(&lines[..])[index * pairs..][..pairs])
             }
         }
     }
@@ -124,68 +126,48 @@ impl Matrix {
         }
         // bf16 embeds in f32: weights that the file holds in bf16 stay in two bytes whatever the arithmetic.
         let pairs = backend.compute == Dtype::Bf16 || self.parts.iter().all(|part| part.dtype == Dtype::Bf16);
-        let packed =
-            if pairs { Packed::Bf16(self.pack_bf16(&backend.pool)?) } else { Packed::F32(self.pack_f32(&backend.pool)?) };
+        let packed = if pairs {
+            Packed::Bf16(self.pack(&backend.pool, Dtype::Bf16, self.cols.div_ceil(2), pairs_of_row)?)
+        } else {
+            Packed::F32(self.pack(&backend.pool, Dtype::F32, self.cols, floats_of_row)?)
+        };
         Ok(self.packed.get_or_init(|| packed))
     }
 
-    fn pack_f32(&self, pool: &Pool) -> Result<Vec<[Line; 2]>> {
-        let mut out: Vec<[Line; 2]> = Vec::new();
-        set_len(&mut out, self.panels() * self.cols, Zeroable::zeroed())?;
+    /// Panels of `words` words a row, in `dtype`.
+    fn pack(&self, pool: &Pool, dtype: Dtype, words: usize, block: BlockOfRow) -> Result<MmapMut> {
+        let mut memory = map_lines(2 * self.panels() * words)?;
         let bad_row = AtomicUsize::new(usize::MAX);
-        pool.chunks(&mut out, self.cols * panels_per_task(self.cols), |first, lines| {
-            let mut row = vec![0.0; self.cols];
-            for (index, panel) in lines.chunks_mut(self.cols).enumerate() {
-                for (j, n) in self.outputs(first / self.cols + index).enumerate() {
-                    self.copy_row(n, &mut row);
-                    // The exponent of a value that is not finite is all ones.
-                    let worst = row.iter().fold(0, |worst: u32, x| worst.max(x.to_bits() & 0x7f80_0000));
-                    if worst == 0x7f80_0000 {
-                        bad_row.fetch_min(n, Ordering::Relaxed);
-                    }
-                    let (half, lane) = (j / 16, j % 16);
-                    for (line, &x) in panel.iter_mut().zip(&row) {
-                        line[half].0[lane] = x;
-                    }
+        pool.chunks(cast_slice_mut::<u8, [PairLine; 2]>(&mut memory), words * panels_per_task(words), |first, lines| {
+            for (index, panel) in lines.chunks_mut(words).enumerate() {
+                let outputs = self.outputs(first / words + index);
+                let mut rows = [None; PANEL];
+                for (row, n) in rows.iter_mut().zip(outputs.clone()) {
+                    *row = self.row_bytes(n);
                 }
-            }
-        });
-        self.check(bad_row.into_inner(), Dtype::F32)?;
-        Ok(out)
-    }
-
-    fn pack_bf16(&self, pool: &Pool) -> Result<Vec<[PairLine; 2]>> {
-        let pairs = self.cols.div_ceil(2);
-        let mut out: Vec<[PairLine; 2]> = Vec::new();
-        set_len(&mut out, self.panels() * pairs, Zeroable::zeroed())?;
-        let bad_row = AtomicUsize::new(usize::MAX);
-        pool.chunks(&mut out, pairs * panels_per_task(pairs), |first, lines| {
-            let mut wide = vec![0.0; self.cols];
-            let mut row = vec![0_u32; pairs];
-            for (index, panel) in lines.chunks_mut(pairs).enumerate() {
-                for (j, n) in self.outputs(first / pairs + index).enumerate() {
-                    match self.row_bytes(n) {
-                        Some((Dtype::Bf16, bytes)) => pairs_of_bytes(bytes, &mut row),
-                        Some((dtype @ (Dtype::F32 | Dtype::F16), bytes)) => {
-                            decode(dtype, bytes, &mut wide);
-                            pairs_of_floats(&wide, &mut row);
+                // Sixteen words of all rows are turned round in L1.
+                for (start, lines) in (0..words).step_by(LANES).zip(panel.chunks_mut(LANES)) {
+                    let mut square = [[0; LANES]; PANEL];
+                    for (n, (square, row)) in outputs.clone().zip(square.iter_mut().zip(rows)) {
+                        let Some((dtype, bytes)) = row else { continue };
+                        let (words, not_finite) = block(dtype, bytes, start);
+                        *square = words;
+                        if not_finite {
+                            bad_row.fetch_min(n, Ordering::Relaxed);
                         }
-                        None => row.fill(0),
                     }
-                    let not_finite =
-                        row.iter().fold(false, |bad, pair| bad | (pair & 0x7f80 == 0x7f80) | (pair & 0x7f80_0000 == 0x7f80_0000));
-                    if not_finite {
-                        bad_row.fetch_min(n, Ordering::Relaxed);
-                    }
-                    let (half, lane) = (j / 16, j % 16);
-                    for (line, &pair) in panel.iter_mut().zip(&row) {
-                        line[half].0[lane] = pair;
+                    for (k, line) in lines.iter_mut().enumerate() {
+                        for (half, line) in line.iter_mut().enumerate() {
+                            for (lane, word) in line.0.iter_mut().enumerate() {
+                                *word = square[half * LANES + lane][k];
+                            }
+                        }
                     }
                 }
             }
         });
-        self.check(bad_row.into_inner(), Dtype::Bf16)?;
-        Ok(out)
+        self.check(bad_row.into_inner(), dtype)?;
+        Ok(memory)
     }
 
     fn outputs(&self, panel: usize) -> Range<usize> {
@@ -210,6 +192,52 @@ impl Matrix {
     }
 }
 
+/// Zeroed memory of `lines` lines, in large pages where there are some.
+fn map_lines(lines: usize) -> Result<MmapMut> {
+    let bytes = lines.saturating_mul(size_of::<Line>());
+    let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Device {
+        problem: format!("not enough memory for {bytes} bytes of weights"),
+        help: Some("use a smaller model, or a machine with more memory".into()),
+    })?;
+    // Advice that is not taken costs speed and nothing else.
+    #[cfg(target_os = "linux")]
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
+}
+
+/// Sixteen words of a row from one on, 0 behind its end, and true if a weight among them is not finite.
+type BlockOfRow = fn(Dtype, &[u8], usize) -> ([u32; LANES], bool);
+
+/// The exponent of a value that is not finite is all ones.
+const NOT_FINITE: u32 = 0x7f80_0000;
+
+/// f32 elements `start..start + 16` of a row.
+fn floats_of_row(dtype: Dtype, row: &[u8], start: usize) -> ([u32; LANES], bool) {
+    let mut floats = [0.0; LANES];
+    let size = dtype.size();
+    let end = (row.len() / size).min(start + LANES);
+    decode(dtype, &row[start * size..end * size], &mut floats);
+    let words = floats.map(f32::to_bits);
+    (words, words.iter().fold(false, |bad, word| bad | (word & NOT_FINITE == NOT_FINITE)))
+}
+
+/// Pairs `start..start + 16` of a row, rounded to bf16.
+fn pairs_of_row(dtype: Dtype, row: &[u8], start: usize) -> ([u32; LANES], bool) {
+    let mut words = [0; LANES];
+    let size = dtype.size();
+    let bytes = &row[2 * start * size..row.len().min(2 * (start + LANES) * size)];
+    match dtype {
+        Dtype::Bf16 => pairs_of_bytes(bytes, &mut words),
+        Dtype::F32 | Dtype::F16 => {
+            let mut wide = [0.0; 2 * LANES];
+            decode(dtype, bytes, &mut wide);
+            pairs_of_floats(&wide, &mut words);
+        }
+    }
+    let bad = |half: u32| half & NOT_FINITE == NOT_FINITE;
+    (words, words.iter().fold(false, |any, pair| any | bad(*pair) | bad(pair << 16)))
+}
+
 /// Some 256 KiB of panels.
 fn panels_per_task(lines: usize) -> usize {
     (2048 / lines.max(1)).max(1)
@@ -230,7 +258,7 @@ fn decode(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
 fn pairs_of_bytes(bytes: &[u8], out: &mut [u32]) {
     let (pairs, rest) = bytes.as_chunks::<4>();
     pairs.iter().zip(out.iter_mut()).for_each(|(b, out)| *out = u32::from_le_bytes(*b));
-    if let (&[low, high], Some(last)) = (rest, out.last_mut()) {
+    if let (&[low, high], Some(last)) = (rest, out.get_mut(pairs.len())) {
         *last = u32::from(u16::from_le_bytes([low, high]));
     }
 }
@@ -251,7 +279,7 @@ pub(super) fn pairs_of_floats(x: &[f32], out: &mut [u32]) {
     for (&[a, b], out) in pairs.iter().zip(out.iter_mut()) {
         *out = (round_bf16(a) >> 16) | round_bf16(b);
     }
-    if let (&[a], Some(last)) = (rest, out.last_mut()) {
+    if let (&[a], Some(last)) = (rest, out.get_mut(pairs.len())) {
         *last = round_bf16(a) >> 16;
     }
 }

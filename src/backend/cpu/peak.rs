@@ -61,7 +61,7 @@ impl Kernel for Read<'_> {
         let mut sums = [s.splat(0.0); 8];
         for lines in self.0.as_chunks::<8>().0 {
             for (sum, line) in sums.iter_mut().zip(lines) {
-                s.prefetch(line, 64);
+                s.prefetch(line, 64 * size_of::<Line>());
                 *sum = s.max(*sum, s.load(&line.0));
             }
         }

@@ -24,6 +24,7 @@ impl Simd for Avx2 {
     type V = [__m256; 2];
     // 6 x 2 accumulators, 2 registers of weights, 1 of x: 15 of 16.
     const MAX_ROWS: usize = 6;
+    const MAX_ROWS_OF_PAIRS: usize = Self::MAX_ROWS;
     const VECS: usize = 1;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -122,9 +123,9 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &T, lines: usize) {
-        let at = std::ptr::from_ref(x).cast::<i8>().wrapping_add(lines * 64);
-        // SAFETY: PREFETCHT0 reads nothing that the program could observe and never faults, wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
+    fn prefetch<T: ?Sized>(self, x: &T, bytes: usize) {
+        let at = std::ptr::from_ref(x).cast::<i8>().wrapping_add(bytes);
+        // SAFETY: PREFETCHT1 reads nothing that the program could observe and never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at) }
     }
 }

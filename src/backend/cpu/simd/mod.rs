@@ -42,6 +42,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type V: Copy;
     /// Rows of x a micro-kernel holds in registers at most.
     const MAX_ROWS: usize;
+    /// The same for one that widens bf16 weights in registers.
+    const MAX_ROWS_OF_PAIRS: usize;
     /// Vectors of outputs it holds beside them: 1 or 2.
     const VECS: usize;
 
@@ -75,8 +77,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn second_of_pairs(self, x: &[u32; LANES]) -> Self::V;
     /// acc + a.0 * b.0 + a.1 * b.1 for bf16 pairs; one instruction where there is one, else two `fma`.
     fn dot_pairs(self, acc: Self::V, a: u32, b: &[u32; LANES]) -> Self::V;
-    /// Asks for the cache line `lines` lines after `x`, which may lie outside of anything.
-    fn prefetch<T>(self, x: &T, lines: usize);
+    /// Asks for L2 to hold the cache line `bytes` bytes after `x`, which may lie outside of anything.
+    fn prefetch<T: ?Sized>(self, x: &T, bytes: usize);
 
     /// Lane sums, then a fixed tree.
     #[inline(always)]

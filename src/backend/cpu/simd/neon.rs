@@ -29,6 +29,7 @@ impl Simd for Neon {
     type V = [float32x4_t; 4];
     // 6 x 4 accumulators, 4 registers of weights, 1 of x: 29 of 32.
     const MAX_ROWS: usize = 6;
+    const MAX_ROWS_OF_PAIRS: usize = Self::MAX_ROWS;
     const VECS: usize = 1;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -123,5 +124,5 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _x: &T, _lines: usize) {}
+    fn prefetch<T: ?Sized>(self, _x: &T, _bytes: usize) {}
 }

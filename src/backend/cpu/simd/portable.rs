@@ -13,6 +13,7 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 impl Simd for Portable {
     type V = [f32; LANES];
     const MAX_ROWS: usize = 4;
+    const MAX_ROWS_OF_PAIRS: usize = Self::MAX_ROWS;
     const VECS: usize = 1;
 
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -91,5 +92,5 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _x: &T, _lines: usize) {}
+    fn prefetch<T: ?Sized>(self, _x: &T, _bytes: usize) {}
 }

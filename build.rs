@@ -186,19 +186,23 @@ fn constants(sources: &[PathBuf]) -> Result<String> {
     let mut text = String::new();
     for source in sources {
         let file = stem(source);
-        for name in kernel_names(&read(source)?) {
+        for (name, parameters) in kernels(&read(source)?) {
             if let Some(other) = homes.insert(name.clone(), file.clone()) {
                 return Err(format!("kernel {name} stands in kernels/{other}.cu and in kernels/{file}.cu"));
             }
             let _ = writeln!(text, "/// `{name}` of kernels/{file}.cu.");
-            let _ = writeln!(text, "pub const {}: Kernel = Kernel {{ name: {name:?}, file: {file:?} }};", name.to_uppercase());
+            let _ = writeln!(
+                text,
+                "pub const {}: Kernel =\n    Kernel {{ name: {name:?}, file: {file:?}, parameters: {parameters:?} }};",
+                name.to_uppercase()
+            );
         }
     }
     Ok(text)
 }
 
-/// Names of the kernels defined in a source text, comments left out.
-fn kernel_names(source: &str) -> Vec<String> {
+/// Names and parameter types of the kernels defined in a source text, comments left out.
+fn kernels(source: &str) -> Vec<(String, String)> {
     let code: String =
         source.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code)).collect::<Vec<_>>().join(" ");
     code.split("extern \"C\" __global__")
@@ -209,9 +213,17 @@ fn kernel_names(source: &str) -> Vec<String> {
                 Some((before, after)) if !before.contains('(') => after.split_once(')')?.1,
                 _ => rest,
             };
-            rest.split_once('(')?.0.split_whitespace().last().map(ToOwned::to_owned)
+            let (before, after) = rest.split_once('(')?;
+            let parameters = after.split_once(')')?.0.split(',').map(parameter_type).collect::<Vec<_>>().join(", ");
+            Some((before.split_whitespace().last()?.to_owned(), parameters))
         })
         .collect()
+}
+
+/// `const float* __restrict__ x` -> `const float*`.
+fn parameter_type(parameter: &str) -> String {
+    let words: Vec<&str> = parameter.split_whitespace().filter(|word| !word.starts_with("__")).collect();
+    words[..words.len().saturating_sub(1)].join(" ")
 }
 
 /// Files with an extension, in the order of their names. A folder that is not there has none.

@@ -74,6 +74,14 @@ pub enum Error {
         /// Remedy, if there is one.
         help: Option<String>,
     },
+    /// A device has no memory for what was asked. Less at a time may do.
+    #[error("{problem}")]
+    OutOfMemory {
+        /// How much was asked for and how much there is.
+        problem: String,
+        /// Remedy, if there is one.
+        help: Option<String>,
+    },
     /// Ctrl-C. What was finished is on disk.
     #[error("stopped by Ctrl-C; {kept}")]
     Interrupted {
@@ -120,7 +128,9 @@ impl Error {
     #[must_use]
     pub fn with_help(mut self, text: impl Into<String>) -> Self {
         match &mut self {
-            Self::Data { help, .. } | Self::Request { help, .. } | Self::Device { help, .. } => *help = Some(text.into()),
+            Self::Data { help, .. } | Self::Request { help, .. } | Self::Device { help, .. } | Self::OutOfMemory { help, .. } => {
+                *help = Some(text.into())
+            }
             _ => {}
         }
         self
@@ -130,7 +140,9 @@ impl Error {
     #[must_use]
     pub fn help(&self) -> Option<String> {
         match self {
-            Self::Data { help, .. } | Self::Request { help, .. } | Self::Device { help, .. } => help.clone(),
+            Self::Data { help, .. } | Self::Request { help, .. } | Self::Device { help, .. } | Self::OutOfMemory { help, .. } => {
+                help.clone()
+            }
             Self::Unsupported { .. } => {
                 Some("prunectl refuses what it does not compute rather than give wrong figures; see `prunectl inspect`".into())
             }
@@ -153,7 +165,8 @@ impl Error {
             Self::Request { .. } => 2,
             Self::Interrupted { .. } => 130,
             Self::BrokenPipe => 0,
-            Self::Io { .. } | Self::Data { .. } | Self::Unsupported { .. } | Self::Shape { .. } | Self::Device { .. } => 1,
+            Self::Io { .. } | Self::Data { .. } | Self::Unsupported { .. } | Self::Shape { .. } => 1,
+            Self::Device { .. } | Self::OutOfMemory { .. } => 1,
         }
     }
 }

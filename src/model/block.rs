@@ -51,12 +51,12 @@ impl<B: Backend> Scratch<B> {
     /// [`Error::Device`](crate::Error::Device).
     pub fn new(backend: &B) -> Result<Self> {
         Ok(Self {
-            normed: backend.zeros(0, 0)?,
-            qkv: backend.zeros(0, 0)?,
-            attended: backend.zeros(0, 0)?,
-            gate_up: backend.zeros(0, 0)?,
-            activated: backend.zeros(0, 0)?,
-            lora: LoraScratch { down: backend.zeros(0, 0)?, up: backend.zeros(0, 0)? },
+            normed: backend.scratch(0, 0)?,
+            qkv: backend.scratch(0, 0)?,
+            attended: backend.scratch(0, 0)?,
+            gate_up: backend.scratch(0, 0)?,
+            activated: backend.scratch(0, 0)?,
+            lora: LoraScratch { down: backend.scratch(0, 0)?, up: backend.scratch(0, 0)? },
         })
     }
 

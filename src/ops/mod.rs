@@ -71,6 +71,13 @@ pub trait Device: Send + Sync {
     /// [`Error::Device`] when memory is short.
     fn zeros(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
 
+    /// A tensor of unspecified content for what lives within a layer, between two matrix products. A backend may store it in
+    /// fewer bits than [`Device::zeros`] and [`Device::upload`] do, whose tensors are summed over layers.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when memory is short.
+    fn scratch(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+
     /// Changes the shape, keeping the memory where it is large enough. The content is unspecified afterwards.
     ///
     /// # Errors

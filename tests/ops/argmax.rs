@@ -1,13 +1,14 @@
+use crate::any::Any;
 use crate::data::{floats, host, rounded, wide};
-use crate::harness::{best, invariant, invariant_bf16, pick};
-use prunectl::backend::cpu::CpuBackend;
+use crate::everywhere::{backends, everywhere, everywhere_bf16};
+use crate::harness::{best, pick};
 use prunectl::ops::cases::{HEAD, HeadCase};
 use prunectl::ops::{Argmax, ArgmaxArgs, Device};
 use prunectl::tensor::Dtype;
 
 pub(crate) const OPS: &[&str] = &["argmax"];
 
-fn run(backend: &CpuBackend, case: HeadCase, x: &[f32], head: &[f32], rows: &[usize]) -> Vec<f32> {
+fn run(backend: &Any, case: HeadCase, x: &[f32], head: &[f32], rows: &[usize]) -> Vec<f32> {
     let HeadCase { hidden_size, vocab_size, logit_scale, .. } = case;
     let head = backend.prepare(&[host("lm_head", &[vocab_size, hidden_size], head, Dtype::Bf16)]).unwrap();
     let x = backend.upload(rows.len(), hidden_size, &pick(x, hidden_size, rows)).unwrap();
@@ -32,17 +33,23 @@ fn against_f64() {
     for &case in HEAD {
         let x = floats(1, case.rows * case.hidden_size);
         let head = rounded(&floats(2, case.vocab_size * case.hidden_size), Dtype::Bf16);
-        let ids = invariant(&format!("{case:?}"), case.rows, 1, |backend, rows| run(backend, case, &x, &head, rows));
-        check(&format!("{case:?}"), case, &ids, &x, &head);
+        for outcome in everywhere(&format!("{case:?}"), case.rows, 1, |backend, rows| run(backend, case, &x, &head, rows)) {
+            check(&outcome.what, case, &outcome.y, &x, &head);
+        }
         let rounded_x = rounded(&x, Dtype::Bf16);
-        let op = |backend: &CpuBackend, rows: &[usize]| run(backend, case, &x, &head, rows);
-        invariant_bf16(&format!("{case:?}"), case.rows, 1, op, |what, ids| check(what, case, ids, &rounded_x, &head));
+        let op = |backend: &Any, rows: &[usize]| run(backend, case, &x, &head, rows);
+        everywhere_bf16(&format!("{case:?}"), case.rows, 1, op, |what, ids| check(what, case, ids, &rounded_x, &head));
     }
 }
 
 #[test]
 fn ties_go_to_the_lowest_id_and_nan_never_wins() {
-    let backend = best(Dtype::F32);
+    for backend in backends(Dtype::F32) {
+        ties(&backend);
+    }
+}
+
+fn ties(backend: &Any) {
     let mut values = vec![-1.0; 700];
     (values[300], values[17], values[699]) = (2.0, 2.0, 2.0);
     let head = backend.prepare(&[host("lm_head", &[700, 1], &values, Dtype::F32)]).unwrap();

@@ -1,8 +1,10 @@
+use crate::any::{Any, KvPages, Stored};
 use crate::attention::{SCALE, attention, starts};
 use crate::compare::same;
 use crate::data::floats;
-use crate::harness::{best, levels};
-use prunectl::backend::cpu::{CpuBackend, KvPages};
+use crate::everywhere::{backends, gpu, poisoned};
+use crate::harness::levels;
+use prunectl::backend::cpu::CpuBackend;
 use prunectl::ops::cases::ATTENTION;
 use prunectl::ops::{AttentionPagedArgs, Device, Heads, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
 use prunectl::tensor::Dtype;
@@ -11,7 +13,7 @@ pub(crate) const OPS: &[&str] = &["attention_paged"];
 
 /// Sequences decoded in steps: every call takes some rows of each.
 struct Decoder<'a> {
-    backend: &'a CpuBackend,
+    backend: &'a Any,
     heads: Heads,
     pool: KvPages,
     /// Pages of each sequence, scattered over the pool.
@@ -19,7 +21,7 @@ struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    fn new(backend: &'a CpuBackend, heads: Heads, lengths: &[usize]) -> Self {
+    fn new(backend: &'a Any, heads: Heads, lengths: &[usize]) -> Self {
         let sequences = u32::try_from(lengths.len()).unwrap();
         let pages: Vec<Vec<u32>> = (0..sequences)
             .zip(lengths)
@@ -31,8 +33,8 @@ impl<'a> Decoder<'a> {
         Self { backend, heads, pool, pages }
     }
 
-    /// Rows (sequence, position) in one call; `qkv` holds them.
-    fn step(&mut self, rows: &[(usize, usize)], qkv: &[f32]) -> Vec<f32> {
+    /// Stores keys and values of rows (sequence, position).
+    fn write(&mut self, rows: &[(usize, usize)], qkv: &[f32]) {
         let qkv = self.backend.upload(rows.len(), self.heads.qkv_cols(), qkv).unwrap();
         let page_tokens = u32::try_from(PAGE_TOKENS).unwrap();
         let slots: Vec<u32> = rows
@@ -41,13 +43,48 @@ impl<'a> Decoder<'a> {
             .collect();
         let pages = &mut self.pool;
         self.backend.kv_write(KvWriteArgs { pages, qkv: &qkv, heads: self.heads, slots: &slots }).unwrap();
+    }
+
+    /// Rows (sequence, position) in one call; `qkv` holds them.
+    fn step(&mut self, rows: &[(usize, usize)], qkv: &[f32]) -> Vec<f32> {
+        self.write(rows, qkv);
+        let qkv = self.backend.upload(rows.len(), self.heads.qkv_cols(), qkv).unwrap();
         let views: Vec<PagedRow<'_>> =
             rows.iter().map(|&(s, t)| PagedRow { pages: &self.pages[s], len: u32::try_from(t + 1).unwrap() }).collect();
-        let mut y = self.backend.zeros(rows.len(), self.heads.q_cols()).unwrap();
+        let mut y = poisoned(self.backend, rows.len(), self.heads.q_cols());
         let args = AttentionPagedArgs { y: &mut y, qkv: &qkv, heads: self.heads, pages: &self.pool, rows: &views, scale: SCALE };
         self.backend.attention_paged(args).unwrap();
         self.backend.download(&y).unwrap()
     }
+}
+
+/// Each instruction set, and each way the GPU computes attention.
+fn ways() -> Vec<(String, Any)> {
+    let cpu = |isa| Any::Cpu(CpuBackend::with_isa(Dtype::F32, Some(2), isa).unwrap());
+    let cpus = levels().into_iter().map(|isa| (isa.name().to_owned(), cpu(isa)));
+    let gpus = [(Dtype::F32, Stored::Plain), (Dtype::Bf16, Stored::Scratch)];
+    let gpus = gpus.into_iter().filter_map(|(dtype, stored)| gpu(dtype, stored)).map(|b| (b.name(), b));
+    cpus.chain(gpus).collect()
+}
+
+/// Rows that see more than one chain of keys (1024): each chain has a block of its own, and the result still has the bits of
+/// the kernel that walks them one after the other. With more query heads a key head than a tile has rows.
+#[test]
+fn long_rows_have_the_bits_of_attention() {
+    let Some(backend) = gpu(Dtype::Bf16, Stored::Scratch) else { return };
+    let heads = Heads { heads: 17, kv_heads: 1, head_dim: 8 };
+    let lengths = [2070, 5];
+    let rows: Vec<(usize, usize)> =
+        lengths.iter().enumerate().flat_map(|(s, &length)| (0..length).map(move |t| (s, t))).collect();
+    let qkv = floats(2, rows.len() * heads.qkv_cols());
+    let expected = attention(&backend, &qkv, &lengths, heads);
+    let mut decoder = Decoder::new(&backend, heads, &lengths);
+    // All but some rows only write their keys.
+    let some: Vec<usize> = [3, 1023, 1024, 1087, 2047, 2048, 2069, 2070, 2074].to_vec();
+    decoder.write(&rows, &qkv);
+    let picked: Vec<(usize, usize)> = some.iter().map(|&r| rows[r]).collect();
+    let part = crate::harness::pick(&qkv, heads.qkv_cols(), &some);
+    same("long rows", &decoder.step(&picked, &part), &crate::harness::pick(&expected, heads.q_cols(), &some));
 }
 
 /// All rows at once, one by one, and in ragged steps: the bits of `attention` each time.
@@ -61,14 +98,15 @@ fn has_the_bits_of_attention() {
         let qkv = floats(1, rows.len() * heads.qkv_cols());
         let (q_cols, qkv_cols) = (heads.q_cols(), heads.qkv_cols());
         let index = |(s, t): (usize, usize)| starts[s] as usize + t;
-        for isa in levels() {
-            let backend = CpuBackend::with_isa(Dtype::F32, Some(2), isa).unwrap();
+        for (name, backend) in ways() {
             let expected = attention(&backend, &qkv, lengths, heads);
-            let what = format!("{case:?} on {}", isa.name());
+            let what = format!("{case:?} on {name}");
             let all = Decoder::new(&backend, heads, lengths).step(&rows, &qkv);
             same(&format!("{what}, in one call"), &all, &expected);
             let longest = lengths.iter().copied().max().unwrap_or(0);
-            for stride in [1, 5] {
+            // Steps of one take long on an emulated GPU.
+            let strides = if matches!(backend, Any::Cpu(_)) { [1, 5] } else { [7, 31] };
+            for stride in strides {
                 let mut decoder = Decoder::new(&backend, heads, lengths);
                 for first in (0..longest).step_by(stride) {
                     let now: Vec<(usize, usize)> =
@@ -85,19 +123,25 @@ fn has_the_bits_of_attention() {
 /// What lies in a page behind a row's last token may be anything, NaN included: pages are reused.
 #[test]
 fn stale_tokens_are_not_seen() {
-    let backend = best(Dtype::F32);
-    let heads = Heads { heads: 4, kv_heads: 2, head_dim: 8 };
-    let qkv = floats(3, 20 * heads.qkv_cols());
-    let expected = attention(&backend, &qkv, &[20], heads);
-    let mut decoder = Decoder::new(&backend, heads, &[32]);
-    let all: Vec<(usize, usize)> = (0..32).map(|t| (0, t)).collect();
-    decoder.step(&all, &vec![f32::NAN; 32 * heads.qkv_cols()]);
-    same("over stale NaN", &decoder.step(&all[..20], &qkv), &expected);
+    for (name, backend) in ways() {
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim: 8 };
+        let qkv = floats(3, 20 * heads.qkv_cols());
+        let expected = attention(&backend, &qkv, &[20], heads);
+        let mut decoder = Decoder::new(&backend, heads, &[32]);
+        let all: Vec<(usize, usize)> = (0..32).map(|t| (0, t)).collect();
+        decoder.step(&all, &vec![f32::NAN; 32 * heads.qkv_cols()]);
+        same(&format!("over stale NaN on {name}"), &decoder.step(&all[..20], &qkv), &expected);
+    }
 }
 
 #[test]
 fn shapes_that_do_not_fit_are_named() {
-    let backend = best(Dtype::F32);
+    for backend in backends(Dtype::F32) {
+        refuses(&backend);
+    }
+}
+
+fn refuses(backend: &Any) {
     let heads = Heads { heads: 2, kv_heads: 1, head_dim: 4 };
     let pages = backend.kv_pages(2, heads).unwrap();
     let qkv = backend.zeros(1, 16).unwrap();

@@ -1,5 +1,6 @@
 use crate::data::{floats, wide};
-use crate::harness::{best, invariant, pick};
+use crate::everywhere::everywhere;
+use crate::harness::{best, pick};
 use prunectl::ops::cases::{ROWS, RowsCase};
 use prunectl::ops::{BlockInfluence, BlockInfluenceArgs, Device};
 use prunectl::tensor::Dtype;
@@ -14,7 +15,7 @@ fn against_f64() {
         let after: Vec<f32> = floats(2, rows * cols).iter().zip(&before).map(|(d, x)| x + 0.1 * d).collect();
         let what = format!("{rows} x {cols}");
         // The two halves of each f64, as two f32, so that all of its bits are compared.
-        let found = invariant(&what, rows, 2, |backend, picked| {
+        let outcomes = everywhere(&what, rows, 2, |backend, picked| {
             let before = backend.upload(picked.len(), cols, &pick(&before, cols, picked)).unwrap();
             let after = backend.upload(picked.len(), cols, &pick(&after, cols, picked)).unwrap();
             let cosines = backend.block_influence(BlockInfluenceArgs { before: &before, after: &after }).unwrap();
@@ -24,7 +25,7 @@ fn against_f64() {
             };
             cosines.into_iter().flat_map(halves).collect()
         });
-        for (row, halves) in found.chunks(2).enumerate() {
+        for (row, halves) in outcomes.iter().flat_map(|o| o.y.chunks(2).enumerate()) {
             let cosine = f64::from_bits(u64::from(halves[0].to_bits()) << 32 | u64::from(halves[1].to_bits()));
             let (a, b) = (wide(&before[row * cols..][..cols]), wide(&after[row * cols..][..cols]));
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();

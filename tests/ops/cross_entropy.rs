@@ -1,7 +1,8 @@
+use crate::any::Any;
 use crate::compare::{chain, close};
 use crate::data::{floats, host, indices, rounded, wide};
-use crate::harness::{best, invariant, invariant_bf16, pick};
-use prunectl::backend::cpu::CpuBackend;
+use crate::everywhere::{backends, everywhere, everywhere_bf16};
+use crate::harness::{best, pick};
 use prunectl::ops::cases::{HEAD, HeadCase};
 use prunectl::ops::{CrossEntropy, CrossEntropyArgs, Device};
 use prunectl::tensor::Dtype;
@@ -33,7 +34,7 @@ impl Inputs {
     }
 
     /// nll and kl of each row.
-    fn run(&self, backend: &CpuBackend, rows: &[usize]) -> Vec<f32> {
+    fn run(&self, backend: &Any, rows: &[usize]) -> Vec<f32> {
         let HeadCase { hidden_size, vocab_size, logit_scale, .. } = self.case;
         let head = backend.prepare(&[host("lm_head", &[vocab_size, hidden_size], &self.head, Dtype::Bf16)]).unwrap();
         let x = backend.upload(rows.len(), hidden_size, &pick(&self.x, hidden_size, rows)).unwrap();
@@ -81,8 +82,9 @@ impl Inputs {
 fn f32_arithmetic() {
     for &case in HEAD {
         let inputs = Inputs::new(case);
-        let losses = invariant(&format!("{case:?}"), case.rows, 2, |backend, rows| inputs.run(backend, rows));
-        inputs.check(&format!("{case:?}"), &losses, &inputs.x, &inputs.reference);
+        for outcome in everywhere(&format!("{case:?}"), case.rows, 2, |backend, rows| inputs.run(backend, rows)) {
+            inputs.check(&outcome.what, &outcome.y, &inputs.x, &inputs.reference);
+        }
     }
 }
 
@@ -91,22 +93,42 @@ fn bf16_arithmetic() {
     for &case in HEAD {
         let inputs = Inputs::new(case);
         let (x, reference) = (rounded(&inputs.x, Dtype::Bf16), rounded(&inputs.reference, Dtype::Bf16));
-        let op = |backend: &CpuBackend, rows: &[usize]| inputs.run(backend, rows);
-        invariant_bf16(&format!("{case:?}"), case.rows, 2, op, |what, y| inputs.check(what, y, &x, &reference));
+        let op = |backend: &Any, rows: &[usize]| inputs.run(backend, rows);
+        everywhere_bf16(&format!("{case:?}"), case.rows, 2, op, |what, y| inputs.check(what, y, &x, &reference));
     }
 }
 
 /// Logits in the thousands: the maximum must come off before anything is exponentiated.
 #[test]
 fn huge_logits() {
-    let backend = best(Dtype::F32);
-    let mut head = vec![0.0; 300];
-    (head[7], head[280]) = (3000.0, 2999.0);
-    let head = backend.prepare(&[host("lm_head", &[300, 1], &head, Dtype::F32)]).unwrap();
-    let x = backend.upload(1, 1, &[1.0]).unwrap();
-    let args = CrossEntropyArgs { x: &x, head: &head, targets: &[280], logit_scale: 1.0, reference: None };
-    let nll = backend.cross_entropy(args).unwrap().nll[0];
-    assert!((f64::from(nll) - (1.0 + (-1.0_f64).exp().ln_1p())).abs() < 1e-6, "{nll}");
+    for backend in backends(Dtype::F32) {
+        let mut head = vec![0.0; 300];
+        (head[7], head[280]) = (3000.0, 2999.0);
+        let head = backend.prepare(&[host("lm_head", &[300, 1], &head, Dtype::F32)]).unwrap();
+        let x = backend.upload(1, 1, &[1.0]).unwrap();
+        let args = CrossEntropyArgs { x: &x, head: &head, targets: &[280], logit_scale: 1.0, reference: None };
+        let nll = backend.cross_entropy(args).unwrap().nll[0];
+        assert!((f64::from(nll) - (1.0 + (-1.0_f64).exp().ln_1p())).abs() < 1e-6, "{nll}");
+    }
+}
+
+/// A vocabulary of several chunks, and more rows than go at a time: the maximum rises and falls from chunk to chunk.
+#[test]
+fn many_rows_of_a_large_vocabulary() {
+    let case = HeadCase { rows: 2100, hidden_size: 2, vocab_size: 9001, logit_scale: 3.0 };
+    let inputs = Inputs::new(case);
+    let some: Vec<usize> = (0..2100).step_by(70).collect();
+    let outcomes = backends(Dtype::F32).iter().map(|b| inputs.run(b, &(0..2100).collect::<Vec<_>>())).collect::<Vec<_>>();
+    let part = Inputs {
+        case: HeadCase { rows: some.len(), ..case },
+        x: pick(&inputs.x, 2, &some),
+        reference: pick(&inputs.reference, 2, &some),
+        head: inputs.head.clone(),
+        targets: some.iter().map(|&r| inputs.targets[r]).collect(),
+    };
+    for losses in outcomes {
+        part.check("some rows", &pick(&losses, 2, &some), &part.x, &part.reference);
+    }
 }
 
 #[test]

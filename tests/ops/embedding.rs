@@ -1,6 +1,8 @@
+use crate::any::Stored;
 use crate::compare::same;
 use crate::data::{floats, host, indices, rounded};
-use crate::harness::{best, invariant};
+use crate::everywhere::{everywhere, gpu, poisoned};
+use crate::harness::best;
 use prunectl::ops::cases::{ROWS, RowsCase};
 use prunectl::ops::{Device, Embedding, EmbeddingArgs};
 use prunectl::tensor::Dtype;
@@ -19,15 +21,28 @@ fn rows_exactly_as_the_file_holds_them() {
                 host("second", &[vocab - 5, cols], &table[5 * cols..], dtype),
             ];
             let what = format!("{rows} x {cols} {dtype}");
-            let y = invariant(&what, rows, cols, |backend, picked| {
+            let outcomes = everywhere(&what, rows, cols, |backend, picked| {
                 let table = backend.prepare(&parts).unwrap();
                 let ids: Vec<u32> = picked.iter().map(|&r| ids[r]).collect();
-                let mut y = backend.zeros(picked.len(), cols).unwrap();
+                let mut y = poisoned(backend, picked.len(), cols);
                 backend.embedding(EmbeddingArgs { y: &mut y, table: &table, ids: &ids }).unwrap();
                 backend.download(&y).unwrap()
             });
             let expected: Vec<f32> = ids.iter().flat_map(|&id| table[id as usize * cols..][..cols].to_vec()).collect();
-            same(&what, &y, &expected);
+            for outcome in outcomes {
+                same(&outcome.what, &outcome.y, &expected);
+            }
+            if dtype != Dtype::Bf16 {
+                continue;
+            }
+            // bf16 weights, into the residual stream and into scratch.
+            for stored in [Stored::Plain, Stored::Scratch] {
+                let Some(backend) = gpu(Dtype::Bf16, stored) else { continue };
+                let table = backend.prepare(&parts).unwrap();
+                let mut y = poisoned(&backend, rows, cols);
+                backend.embedding(EmbeddingArgs { y: &mut y, table: &table, ids: &ids }).unwrap();
+                same(&format!("{what} {stored:?}"), &backend.download(&y).unwrap(), &expected);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 use crate::compare::{chain, close};
 use crate::data::floats;
-use crate::harness::{best, invariant, pick};
+use crate::everywhere::{everywhere, poisoned, stored_as_bf16};
+use crate::harness::{best, pick};
 use prunectl::ops::cases::{ROWS, RowsCase};
 use prunectl::ops::{Device, LayerNorm, LayerNormArgs};
 use prunectl::tensor::Dtype;
@@ -31,10 +32,10 @@ fn against_f64() {
         x.chunks_mut(cols).take(1).flatten().for_each(|x| *x = 0.0);
         x.chunks_mut(cols).skip(1).take(1).flatten().for_each(|x| *x += 1000.0);
         let weight = floats(2, cols);
-        let y = invariant(&format!("{case:?}"), rows, cols, |backend, picked| {
+        let outcomes = everywhere(&format!("{case:?}"), rows, cols, |backend, picked| {
             let x = backend.upload(picked.len(), cols, &pick(&x, cols, picked)).unwrap();
             let weight = backend.upload(1, cols, &weight).unwrap();
-            let mut y = backend.zeros(picked.len(), cols).unwrap();
+            let mut y = poisoned(backend, picked.len(), cols);
             backend.layer_norm(LayerNormArgs { y: &mut y, x: &x, weight: &weight, eps: EPS }).unwrap();
             backend.download(&y).unwrap()
         });
@@ -44,7 +45,23 @@ fn against_f64() {
             expected.extend(y);
             magnitudes.extend(m);
         }
-        close(&format!("{case:?}"), &y, &expected, &magnitudes, chain(cols));
+        for outcome in outcomes {
+            close(&outcome.what, &outcome.y, &expected, &magnitudes, chain(cols));
+        }
+    }
+}
+
+#[test]
+fn stored_in_bf16() {
+    for &RowsCase { rows, cols } in ROWS {
+        let (x, weight) = (floats(3, rows * cols), floats(4, cols));
+        stored_as_bf16(&format!("{rows} x {cols}"), rows, cols, 0.0, |backend, round, picked| {
+            let x = backend.upload(picked.len(), cols, &round(&pick(&x, cols, picked))).unwrap();
+            let weight = backend.upload(1, cols, &round(&weight)).unwrap();
+            let mut y = poisoned(backend, picked.len(), cols);
+            backend.layer_norm(LayerNormArgs { y: &mut y, x: &x, weight: &weight, eps: EPS }).unwrap();
+            backend.download(&y).unwrap()
+        });
     }
 }
 

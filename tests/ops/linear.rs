@@ -1,9 +1,10 @@
-use crate::compare::{chain, close};
+use crate::any::{Any, Stored};
+use crate::compare::{chain, close, same};
 use crate::data::{floats, host, rounded, wide};
-use crate::harness::{best, invariant, invariant_bf16, pick};
-use prunectl::backend::cpu::CpuBackend;
+use crate::everywhere::{backends, everywhere, everywhere_bf16, gpu, stored_as_bf16};
+use crate::harness::{best, pick};
 use prunectl::ops::cases::{LINEAR, LinearCase};
-use prunectl::ops::{Device, Linear, LinearArgs};
+use prunectl::ops::{Device, Embedding, EmbeddingArgs, Linear, LinearArgs};
 use prunectl::tensor::Dtype;
 
 pub(crate) const OPS: &[&str] = &["linear"];
@@ -30,7 +31,7 @@ impl Inputs {
         }
     }
 
-    fn run(&self, backend: &CpuBackend, rows: &[usize]) -> Vec<f32> {
+    fn run(&self, backend: &Any, rows: &[usize]) -> Vec<f32> {
         let LinearCase { in_features, out_features, bias, accumulate, .. } = self.case;
         // Two stacked parts, cut where no panel ends.
         let cut = out_features / 3;
@@ -74,8 +75,14 @@ fn f32_arithmetic() {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             let inputs = Inputs::new(case, dtype);
             let what = format!("{case:?}, weights {dtype}");
-            let y = invariant(&what, case.rows, case.out_features, |backend, rows| inputs.run(backend, rows));
-            inputs.check(&what, &y, &inputs.x, &inputs.weight);
+            let outcomes = everywhere(&what, case.rows, case.out_features, |backend, rows| inputs.run(backend, rows));
+            for outcome in &outcomes {
+                inputs.check(&outcome.what, &outcome.y, &inputs.x, &inputs.weight);
+            }
+            // One fused multiply-add a product, in one order, on either: equal bits.
+            for outcome in &outcomes[1..] {
+                same(&outcome.what, &outcome.y, &outcomes[0].y);
+            }
         }
     }
 }
@@ -87,8 +94,8 @@ fn bf16_arithmetic() {
             let inputs = Inputs::new(case, dtype);
             let (x, weight) = (rounded(&inputs.x, Dtype::Bf16), rounded(&inputs.weight, Dtype::Bf16));
             let what = format!("{case:?}, weights {dtype}");
-            let op = |backend: &CpuBackend, rows: &[usize]| inputs.run(backend, rows);
-            invariant_bf16(&what, case.rows, case.out_features, op, |what, y| inputs.check(what, y, &x, &weight));
+            let op = |backend: &Any, rows: &[usize]| inputs.run(backend, rows);
+            everywhere_bf16(&what, case.rows, case.out_features, op, |what, y| inputs.check(what, y, &x, &weight));
         }
     }
 }
@@ -98,27 +105,53 @@ fn bf16_arithmetic() {
 fn many_rows_have_the_bits_of_one() {
     let inputs =
         Inputs::new(LinearCase { rows: 1100, in_features: 67, out_features: 130, bias: true, accumulate: true }, Dtype::Bf16);
-    for dtype in [Dtype::F32, Dtype::Bf16] {
-        let backend = best(dtype);
+    for backend in [Dtype::F32, Dtype::Bf16].into_iter().flat_map(backends) {
+        let dtype = format!("{} on {}", backend.compute_dtype(), backend.name());
         let all = inputs.run(&backend, &(0..1100).collect::<Vec<_>>());
-        for rows in [0..1, 5..40, 300..420, 0..700, 1099..1100] {
+        for rows in [0..1, 5..40, 300..420, 0..70, 0..700, 1099..1100] {
             let found = inputs.run(&backend, &rows.clone().collect::<Vec<_>>());
-            crate::compare::same(&format!("{dtype} rows {rows:?}"), &found, &all[rows.start * 130..rows.end * 130]);
+            same(&format!("{dtype} rows {rows:?}"), &found, &all[rows.start * 130..rows.end * 130]);
         }
     }
 }
 
 #[test]
 fn shapes_that_do_not_fit_are_named() {
-    let backend = best(Dtype::F32);
-    let weight = backend.prepare(&[host("w", &[3, 4], &[0.0; 12], Dtype::F32)]).unwrap();
-    let x = backend.zeros(2, 5).unwrap();
-    let mut y = backend.zeros(2, 3).unwrap();
-    let error = backend.linear(LinearArgs { y: &mut y, x: &x, weight: &weight, bias: None, accumulate: false }).unwrap_err();
-    assert_eq!(error.to_string(), "linear: x has shape [2, 5], expected [2, 4]");
-    let parts = [host("a", &[3, 4], &[0.0; 12], Dtype::F32), host("b", &[3, 5], &[0.0; 15], Dtype::F32)];
-    assert!(backend.prepare(&parts).unwrap_err().to_string().starts_with("prepare: parts has shape [3, 5]"));
-    assert!(backend.prepare(&[]).is_err());
+    for backend in backends(Dtype::F32) {
+        let weight = backend.prepare(&[host("w", &[3, 4], &[0.0; 12], Dtype::F32)]).unwrap();
+        let x = backend.zeros(2, 5).unwrap();
+        let mut y = backend.zeros(2, 3).unwrap();
+        let error = backend.linear(LinearArgs { y: &mut y, x: &x, weight: &weight, bias: None, accumulate: false }).unwrap_err();
+        assert_eq!(error.to_string(), "linear: x has shape [2, 5], expected [2, 4]");
+        let parts = [host("a", &[3, 4], &[0.0; 12], Dtype::F32), host("b", &[3, 5], &[0.0; 15], Dtype::F32)];
+        assert!(backend.prepare(&parts).unwrap_err().to_string().starts_with("prepare: parts has shape [3, 5]"));
+        assert!(backend.prepare(&[]).is_err());
+    }
+}
+
+/// x and y as they are within a layer.
+#[test]
+fn stored_in_bf16() {
+    for &case in LINEAR {
+        let mut inputs = Inputs::new(case, Dtype::Bf16);
+        for values in [&mut inputs.x, &mut inputs.bias, &mut inputs.y] {
+            *values = rounded(values, Dtype::Bf16);
+        }
+        stored_as_bf16(&format!("{case:?}"), case.rows, case.out_features, 0.0, |backend, _, rows| inputs.run(backend, rows));
+    }
+}
+
+/// Weights of several pieces of page-locked memory.
+#[test]
+fn large_weights_arrive_whole() {
+    let Some(backend) = gpu(Dtype::Bf16, Stored::Plain) else { return };
+    let (rows, cols) = (2100, 4100);
+    let values = rounded(&floats(11, rows * cols), Dtype::Bf16);
+    let table = backend.prepare(&[host("w", &[rows, cols], &values, Dtype::Bf16)]).unwrap();
+    let picked = [0_u32, 1, 1023, 1024, 2047, 2099];
+    let mut y = backend.zeros(picked.len(), cols).unwrap();
+    backend.embedding(EmbeddingArgs { y: &mut y, table: &table, ids: &picked }).unwrap();
+    same("rows", &backend.download(&y).unwrap(), &pick(&values, cols, &picked.map(|r| r as usize)));
 }
 
 #[test]
@@ -137,6 +170,10 @@ fn weights_that_are_not_finite_are_named() {
             let error = backend.linear(LinearArgs { y: &mut y, x: &x, weight: &weight, bias: None, accumulate: false });
             let expected = format!("weights.safetensors: tensor k_proj: element 279 (row 39, column 6) is {text}");
             assert_eq!(error.unwrap_err().to_string(), expected);
+            if let Some(backend) = gpu(compute, Stored::Plain) {
+                // Prepared at once, so found at once.
+                assert_eq!(backend.prepare(&parts).err().unwrap().to_string(), expected);
+            }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Every op against independent references: f64 arithmetic written as the formula stands, at the sizes of
-//! `prunectl::ops::cases`, on every instruction set of this machine, with one, two and three threads.
+//! `prunectl::ops::cases`, on every instruction set of this machine, with one, two and three threads, and on the GPU.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod any;
 mod compare;
 mod data;
+mod everywhere;
 mod exp;
 mod harness;
 
@@ -14,8 +16,6 @@ mod attention_paged;
 mod block_influence;
 mod cols;
 mod cross_entropy;
-#[cfg(feature = "cuda")]
-mod cuda_rms_norm;
 mod embedding;
 mod head_norm;
 mod kv_write;

@@ -1,6 +1,7 @@
 use crate::compare::{chain, close};
 use crate::data::floats;
-use crate::harness::{best, invariant, pick};
+use crate::everywhere::{backends, everywhere, poisoned, stored_as_bf16};
+use crate::harness::pick;
 use prunectl::ops::cases::{ROWS, RowsCase};
 use prunectl::ops::{Device, RmsNorm, RmsNormArgs};
 use prunectl::tensor::Dtype;
@@ -19,10 +20,10 @@ fn against_f64() {
             x.chunks_mut(cols).skip(row).take(1).flatten().for_each(|x| *x *= factor);
         }
         let weight = floats(2, cols);
-        let y = invariant(&format!("{case:?}"), rows, cols, |backend, picked| {
+        let outcomes = everywhere(&format!("{case:?}"), rows, cols, |backend, picked| {
             let x = backend.upload(picked.len(), cols, &pick(&x, cols, picked)).unwrap();
             let weight = backend.upload(1, cols, &weight).unwrap();
-            let mut y = backend.zeros(picked.len(), cols).unwrap();
+            let mut y = poisoned(backend, picked.len(), cols);
             backend.rms_norm(RmsNormArgs { y: &mut y, x: &x, weight: &weight, eps: EPS }).unwrap();
             backend.download(&y).unwrap()
         });
@@ -33,14 +34,31 @@ fn against_f64() {
             expected.extend(row.iter().zip(&weight).map(|(&x, &w)| f64::from(x) * inv_rms * f64::from(w)));
         }
         let magnitudes: Vec<f64> = expected.iter().map(|y: &f64| y.abs()).collect();
-        close(&format!("{case:?}"), &y, &expected, &magnitudes, chain(cols));
+        for outcome in outcomes {
+            close(&outcome.what, &outcome.y, &expected, &magnitudes, chain(cols));
+        }
+    }
+}
+
+#[test]
+fn stored_in_bf16() {
+    for &RowsCase { rows, cols } in ROWS {
+        let (x, weight) = (floats(3, rows * cols), floats(4, cols));
+        stored_as_bf16(&format!("{rows} x {cols}"), rows, cols, 0.0, |backend, round, picked| {
+            let x = backend.upload(picked.len(), cols, &round(&pick(&x, cols, picked))).unwrap();
+            let weight = backend.upload(1, cols, &round(&weight)).unwrap();
+            let mut y = poisoned(backend, picked.len(), cols);
+            backend.rms_norm(RmsNormArgs { y: &mut y, x: &x, weight: &weight, eps: EPS }).unwrap();
+            backend.download(&y).unwrap()
+        });
     }
 }
 
 #[test]
 fn shapes_that_do_not_fit_are_named() {
-    let backend = best(Dtype::F32);
-    let (x, weight, mut y) = (backend.zeros(2, 3).unwrap(), backend.zeros(1, 4).unwrap(), backend.zeros(2, 3).unwrap());
-    let error = backend.rms_norm(RmsNormArgs { y: &mut y, x: &x, weight: &weight, eps: EPS }).unwrap_err();
-    assert_eq!(error.to_string(), "rms_norm: weight has shape [1, 4], expected [1, 3]");
+    for backend in backends(Dtype::F32) {
+        let (x, weight, mut y) = (backend.zeros(2, 3).unwrap(), backend.zeros(1, 4).unwrap(), backend.zeros(2, 3).unwrap());
+        let error = backend.rms_norm(RmsNormArgs { y: &mut y, x: &x, weight: &weight, eps: EPS }).unwrap_err();
+        assert_eq!(error.to_string(), "rms_norm: weight has shape [1, 4], expected [1, 3]");
+    }
 }

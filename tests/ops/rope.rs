@@ -1,6 +1,7 @@
 use crate::compare::{chain, close, same};
 use crate::data::{floats, indices};
-use crate::harness::{best, invariant, pick};
+use crate::everywhere::{everywhere, stored_as_bf16};
+use crate::harness::{best, pick};
 use prunectl::ops::cases::HEADS;
 use prunectl::ops::{Device, Rope, RopeArgs};
 use prunectl::tensor::Dtype;
@@ -19,7 +20,7 @@ fn against_f64_with_the_rest_untouched() {
         let positions = indices(4, case.rows, max_positions);
         for interleaved in [false, true] {
             let what = format!("{case:?} interleaved {interleaved}");
-            let y = invariant(&what, case.rows, cols, |backend, picked| {
+            let outcomes = everywhere(&what, case.rows, cols, |backend, picked| {
                 let mut x = backend.upload(picked.len(), cols, &pick(&x, cols, picked)).unwrap();
                 let cos = backend.upload(max_positions, half, &cos).unwrap();
                 let sin = backend.upload(max_positions, half, &sin).unwrap();
@@ -28,7 +29,9 @@ fn against_f64_with_the_rest_untouched() {
                 backend.rope(args).unwrap();
                 backend.download(&x).unwrap()
             });
-            for ((y, x), &position) in y.chunks(cols).zip(x.chunks(cols)).zip(&positions) {
+            let rows =
+                outcomes.iter().flat_map(|o| o.y.chunks(cols).zip(x.chunks(cols)).zip(&positions).map(move |row| (o, row)));
+            for (outcome, ((y, x), &position)) in rows {
                 same("behind the heads", &y[rotated..], &x[rotated..]);
                 let mut expected = vec![0.0; rotated];
                 for head in 0..case.heads {
@@ -41,8 +44,30 @@ fn against_f64_with_the_rest_untouched() {
                         expected[b] = f64::from(x[b]) * cos + f64::from(x[a]) * sin;
                     }
                 }
-                close(&what, &y[..rotated], &expected, &vec![2.0; rotated], chain(3));
+                close(&outcome.what, &y[..rotated], &expected, &vec![2.0; rotated], chain(3));
             }
+        }
+    }
+}
+
+#[test]
+fn stored_in_bf16() {
+    for case in HEADS {
+        let half = case.head_dim / 2;
+        let cols = case.heads * case.head_dim + case.behind;
+        let x = floats(5, case.rows * cols);
+        let (cos, sin) = (floats(6, 11 * half), floats(7, 11 * half));
+        let positions = indices(8, case.rows, 11);
+        for interleaved in [false, true] {
+            stored_as_bf16(&format!("{case:?} {interleaved}"), case.rows, cols, 0.0, |backend, round, picked| {
+                let mut x = backend.upload(picked.len(), cols, &round(&pick(&x, cols, picked))).unwrap();
+                let cos = backend.upload(11, half, &round(&cos)).unwrap();
+                let sin = backend.upload(11, half, &round(&sin)).unwrap();
+                let positions: Vec<u32> = picked.iter().map(|&r| positions[r]).collect();
+                let args = RopeArgs { x: &mut x, heads: case.heads, cos: &cos, sin: &sin, positions: &positions, interleaved };
+                backend.rope(args).unwrap();
+                backend.download(&x).unwrap()
+            });
         }
     }
 }

@@ -1,6 +1,7 @@
 use crate::compare::{chain, close};
 use crate::data::floats;
-use crate::harness::{best, invariant, pick};
+use crate::everywhere::{everywhere, poisoned, stored_as_bf16};
+use crate::harness::{best, pick};
 use prunectl::ops::cases::{ROWS, RowsCase};
 use prunectl::ops::{Device, Swiglu, SwigluArgs};
 use prunectl::tensor::Dtype;
@@ -13,9 +14,9 @@ fn against_f64() {
         let RowsCase { rows, cols } = case;
         // Gates up to +-100: e^-gate overflows on one side and vanishes on the other.
         let gate_up: Vec<f32> = floats(1, rows * 2 * cols).iter().map(|x| x * x * x * 100.0).collect();
-        let y = invariant(&format!("{case:?}"), rows, cols, |backend, picked| {
+        let outcomes = everywhere(&format!("{case:?}"), rows, cols, |backend, picked| {
             let gate_up = backend.upload(picked.len(), 2 * cols, &pick(&gate_up, 2 * cols, picked)).unwrap();
-            let mut y = backend.zeros(picked.len(), cols).unwrap();
+            let mut y = poisoned(backend, picked.len(), cols);
             backend.swiglu(SwigluArgs { y: &mut y, gate_up: &gate_up }).unwrap();
             backend.download(&y).unwrap()
         });
@@ -29,7 +30,22 @@ fn against_f64() {
         }
         // e^89 is infinite in f32: for a gate below -88.7 the result is 0 where f64 still has 1e-34.
         let magnitudes: Vec<f64> = expected.iter().map(|y: &f64| y.abs().max(1e-27)).collect();
-        close(&format!("{case:?}"), &y, &expected, &magnitudes, chain(8));
+        for outcome in outcomes {
+            close(&outcome.what, &outcome.y, &expected, &magnitudes, chain(8));
+        }
+    }
+}
+
+#[test]
+fn stored_in_bf16() {
+    for &RowsCase { rows, cols } in ROWS {
+        let gate_up = floats(3, rows * 2 * cols);
+        stored_as_bf16(&format!("{rows} x {cols}"), rows, cols, 0.0, |backend, round, picked| {
+            let gate_up = backend.upload(picked.len(), 2 * cols, &round(&pick(&gate_up, 2 * cols, picked))).unwrap();
+            let mut y = poisoned(backend, picked.len(), cols);
+            backend.swiglu(SwigluArgs { y: &mut y, gate_up: &gate_up }).unwrap();
+            backend.download(&y).unwrap()
+        });
     }
 }
 

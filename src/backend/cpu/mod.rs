@@ -142,6 +142,10 @@ impl Device for CpuBackend {
         Ok(tensor)
     }
 
+    fn scratch(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        self.zeros(rows, cols)
+    }
+
     fn resize(&self, tensor: &mut Tensor, rows: usize, cols: usize) -> Result<()> {
         set_len(&mut tensor.data, rows.saturating_mul(cols), 0.0)?;
         (tensor.rows, tensor.cols) = (rows, cols);

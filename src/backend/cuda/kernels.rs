@@ -8,6 +8,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// kernels/FILE.cu.
     pub file: &'static str,
+    /// Types of its parameters as its source spells them: what a launch is compared with.
+    pub parameters: &'static str,
 }
 
 include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
@@ -62,7 +64,8 @@ mod tests {
 
     #[test]
     fn every_image_is_a_fatbin_that_is_all_there() {
-        assert_eq!(RMS_NORM_BF16, Kernel { name: "rms_norm_bf16", file: "rms_norm" });
+        let parameters = "bf16*, const float*, const float*, RmsNormSizes";
+        assert_eq!(RMS_NORM_BF16_F32, Kernel { name: "rms_norm_bf16_f32", file: "rms_norm", parameters });
         assert_eq!(CUDA_KERNELS.is_some(), NVCC_VERSION.is_some());
         for (file, bytes) in CUDA_KERNELS.into_iter().flatten() {
             // struct fatBinaryHeader of fatbinary.h: magic, version, header size, size of what follows; little endian.

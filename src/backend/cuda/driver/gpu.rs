@@ -1,78 +1,120 @@
-//! One GPU: its memory, its modules, and the one function through which every kernel is launched.
+//! One GPU: its streams, its modules, copies, and the one function through which every kernel is launched.
 
-use super::{failed, start};
+use super::pool::{Buffer, Pool};
+use super::staging::Staging;
+use super::{Facts, facts, failed, start};
 use crate::backend::cuda::kernels::{self, Kernel};
 use crate::error::{Error, Result};
 use bytemuck::{NoUninit, Pod};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute_enum};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// An opened GPU. All work goes to one stream, in the order of the calls.
+/// Dynamic shared memory that a kernel gets without asking for more.
+const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
+
+/// An opened GPU. All computing goes to one stream, in the order of the calls; weights come over a second one.
 #[derive(Debug)]
 pub struct Gpu {
-    stream: Arc<CudaStream>,
+    facts: Facts,
+    context: Arc<CudaContext>,
+    compute: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
+    pool: Arc<Pool>,
+    staging: Mutex<Staging>,
     /// By file name. Loaded when the first kernel of a file is launched.
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    /// By symbol, with the dynamic shared memory it was allowed.
+    functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
     /// Wait after each launch, so that a fault inside a kernel carries that kernel's name.
     synchronous: bool,
-}
-
-/// `len` elements in the memory of a GPU.
-#[derive(Debug)]
-pub struct Buffer<T> {
-    /// At least one byte, because the driver has no allocation of zero.
-    bytes: CudaSlice<u8>,
-    len: usize,
-    element: PhantomData<T>,
-}
-
-impl<T> Buffer<T> {
-    /// Number of elements.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// True if there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
 }
 
 /// Blocks, threads a block, and bytes of dynamic shared memory a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
-    /// Blocks.
-    pub grid: u32,
+    /// Blocks along x, y, z.
+    pub grid: [u32; 3],
     /// Threads a block.
     pub block: u32,
     /// Bytes of dynamic shared memory a block.
     pub shared: u32,
 }
 
+impl Geometry {
+    /// `grid` blocks in a row, without dynamic shared memory.
+    #[must_use]
+    pub const fn row(grid: u32, block: u32) -> Self {
+        Self { grid: [grid, 1, 1], block, shared: 0 }
+    }
+
+    /// Blocks enough for a thread for each of `items`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] beyond the grid's limit of 2^31 - 1 blocks.
+    pub fn over(items: usize, block: u32) -> Result<Self> {
+        let blocks = items.div_ceil(block as usize);
+        match u32::try_from(blocks) {
+            Ok(grid) if grid <= i32::MAX.unsigned_abs() => Ok(Self::row(grid, block)),
+            _ => Err(Error::Device {
+                problem: format!("{items} elements in one launch are more than a grid has threads"),
+                help: Some("use a smaller batch".into()),
+            }),
+        }
+    }
+}
+
+/// The type of what a pointer argument points to, as CUDA C++ spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// `float`.
+    F32,
+    /// `bf16`.
+    Bf16,
+    /// `double`.
+    F64,
+    /// `uint32_t`.
+    U32,
+    /// `uint8_t`.
+    U8,
+}
+
+impl Element {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float",
+            Self::Bf16 => "bf16",
+            Self::F64 => "double",
+            Self::U32 => "uint32_t",
+            Self::U8 => "uint8_t",
+        }
+    }
+}
+
 /// Memory passed to a kernel: a pointer in its argument list.
 #[derive(Debug)]
-pub enum Argument<'a> {
-    /// The kernel writes it.
-    Write(&'a mut CudaSlice<u8>),
-    /// The kernel only reads it.
-    Read(&'a CudaSlice<u8>),
+pub struct Argument<'a> {
+    address: CUdeviceptr,
+    element: Element,
+    writes: bool,
+    buffer: PhantomData<&'a Buffer>,
 }
 
 impl<'a> Argument<'a> {
     /// A buffer the kernel writes.
-    pub fn write<T>(buffer: &'a mut Buffer<T>) -> Self {
-        Self::Write(&mut buffer.bytes)
+    pub fn write(buffer: &'a mut Buffer, element: Element) -> Self {
+        Self { address: buffer.block.address, element, writes: true, buffer: PhantomData }
     }
 
-    /// A buffer the kernel reads.
-    pub fn read<T>(buffer: &'a Buffer<T>) -> Self {
-        Self::Read(&buffer.bytes)
+    /// A buffer the kernel only reads.
+    #[must_use]
+    pub fn read(buffer: &'a Buffer, element: Element) -> Self {
+        Self { address: buffer.block.address, element, writes: false, buffer: PhantomData }
     }
 }
 
@@ -92,55 +134,168 @@ impl Gpu {
     /// [`Error::Device`] where there is no such GPU, or no driver.
     pub fn open(ordinal: usize) -> Result<Self> {
         start()?;
-        let context = CudaContext::new(ordinal).map_err(|e| failed(&format!("opening cuda:{ordinal}"), e))?;
+        let opening = |e| failed(&format!("opening cuda:{ordinal}"), e);
+        let context = CudaContext::new(ordinal).map_err(opening)?;
         #[expect(unsafe_code, reason = "the driver seam")]
-        // SAFETY: events order work between streams, and all work of this context goes to the one stream below.
+        // SAFETY: cudarc's events order work between streams. We do that ourselves: all computing goes to the one stream below,
+        // and what the copy stream writes is ordered by the events of `Pool` and `Staging`.
         unsafe {
             context.disable_event_tracking();
         }
-        let stream = context.default_stream();
-        Ok(Self { stream, modules: Mutex::default(), synchronous: cfg!(debug_assertions) })
+        let compute = context.new_stream().map_err(opening)?;
+        let copies = context.new_stream().map_err(opening)?;
+        let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
+        Ok(Self {
+            facts: facts(ordinal)?,
+            pool: Pool::new(Arc::clone(&context), Arc::clone(&compute), Arc::clone(&copies))?,
+            staging: Mutex::new(Staging::new(Arc::clone(&copies))),
+            context,
+            compute,
+            copies,
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+            synchronous: cfg!(debug_assertions),
+        })
     }
 
-    /// Copies `values` to the GPU.
+    /// What the driver says about it.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Bytes that could be allocated now.
     ///
     /// # Errors
-    /// [`Error::Device`] when memory is short.
-    pub fn upload<T: Pod>(&self, values: &[T]) -> Result<Buffer<T>> {
-        let mut buffer = self.allocate(values.len())?;
-        if !values.is_empty() {
-            let copied = self.stream.memcpy_htod(bytemuck::cast_slice::<T, u8>(values), &mut buffer.bytes);
-            copied.map_err(|e| failed(&format!("copying {} bytes to the GPU", size_of_val(values)), e))?;
+    /// [`Error::Device`].
+    pub fn available_memory(&self) -> Result<u64> {
+        self.pool.available()
+    }
+
+    /// Most bytes this program held on the GPU at a time.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        self.pool.peak()
+    }
+
+    /// `len` bytes of unspecified content: whoever asks for them writes them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn allocate(&self, len: usize) -> Result<Buffer> {
+        self.pool.activations(len)
+    }
+
+    /// Copies `values` to the GPU. Does not wait for it.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn upload<T: Pod>(&self, values: &[T]) -> Result<Buffer> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let buffer = self.allocate(bytes.len())?;
+        if !bytes.is_empty() {
+            self.bind()?;
+            #[expect(unsafe_code, reason = "the driver seam")]
+            // SAFETY: the buffer has room for `bytes`. They are pageable memory, which the driver has read when this returns.
+            let copied = unsafe { result::memcpy_htod_async(buffer.block.address, bytes, self.compute.cu_stream()) };
+            copied.map_err(|e| failed(&format!("copying {} bytes to the GPU", bytes.len()), e))?;
         }
         Ok(buffer)
     }
 
-    /// `len` elements of unspecified content: whoever asks for them writes them.
+    /// Weights: `len` bytes that `fill` writes piece by piece, each a whole number of `unit`s, straight into memory that the
+    /// GPU copies from while `fill` writes the next. Computing that is queued after this call waits for the copy; what was
+    /// queued before goes on beside it.
     ///
     /// # Errors
-    /// [`Error::Device`] when memory is short.
-    pub fn allocate<T: Pod>(&self, len: usize) -> Result<Buffer<T>> {
-        let bytes = len.saturating_mul(size_of::<T>()).max(1);
-        #[expect(unsafe_code, reason = "the driver seam")]
-        // SAFETY: any bytes are a valid T (Pod), and reading memory of the GPU before it is written gives bytes, not
-        // undefined behaviour.
-        let slice = unsafe { self.stream.alloc::<u8>(bytes) };
-        let bytes = slice.map_err(|e| failed(&format!("allocating {bytes} bytes on the GPU"), e))?;
-        Ok(Buffer { bytes, len, element: PhantomData })
+    /// [`Error::OutOfMemory`]; those of `fill`.
+    pub fn upload_weights(
+        &self,
+        len: usize,
+        unit: usize,
+        mut fill: impl FnMut(Range<usize>, &mut [u8]) -> Result<()>,
+    ) -> Result<Buffer> {
+        let buffer = self.pool.weights(len)?;
+        self.bind()?;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let piece = staging.piece(unit)?;
+        let mut start = 0;
+        while start < len {
+            let range = start..(start + piece).min(len);
+            staging.copy(buffer.block, range.clone(), |bytes| fill(range.clone(), bytes))?;
+            start = range.end;
+        }
+        let there = self.copies.record_event(None).map_err(|e| failed("cuEventRecord", e))?;
+        self.compute.wait(&there).map_err(|e| failed("cuStreamWaitEvent", e))?;
+        Ok(buffer)
     }
 
-    /// Waits for all work and copies a buffer back.
+    /// Fills a buffer with zero bytes.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn clear(&self, buffer: &mut Buffer) -> Result<()> {
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        #[expect(unsafe_code, reason = "the driver seam")]
+        // SAFETY: the buffer has that many bytes and is borrowed mutably.
+        let cleared = unsafe { result::memset_d8_async(buffer.block.address, 0, buffer.len(), self.compute.cu_stream()) };
+        cleared.map_err(|e| failed("cuMemsetD8Async", e))
+    }
+
+    /// Copies `bytes` bytes between buffers, from `from_offset` to `to_offset`, within the GPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also where the range lies outside either buffer.
+    pub fn copy(&self, to: &mut Buffer, to_offset: usize, from: &Buffer, from_offset: usize, bytes: usize) -> Result<()> {
+        if to_offset + bytes > to.len() || from_offset + bytes > from.len() {
+            return Err(Error::shape("copy", "bytes", &[to.len(), from.len()], &[to_offset + bytes, from_offset + bytes]));
+        }
+        self.copy_device(to.block.address + to_offset as u64, from.block.address + from_offset as u64, bytes)
+    }
+
+    /// The same within one buffer, between ranges that do not overlap.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also where a range lies outside the buffer or they overlap.
+    pub fn copy_within(&self, buffer: &mut Buffer, to: usize, from: usize, bytes: usize) -> Result<()> {
+        if to + bytes > buffer.len() || from + bytes > buffer.len() || to.abs_diff(from) < bytes {
+            return Err(Error::shape("copy", "bytes", &[buffer.len()], &[to + bytes, from + bytes]));
+        }
+        self.copy_device(buffer.block.address + to as u64, buffer.block.address + from as u64, bytes)
+    }
+
+    fn copy_device(&self, to: CUdeviceptr, from: CUdeviceptr, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        #[expect(unsafe_code, reason = "the driver seam")]
+        // SAFETY: both ranges lie in buffers that are borrowed, checked by the callers, and do not overlap.
+        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.compute.cu_stream()) };
+        copied.map_err(|e| failed(&format!("copying {bytes} bytes within the GPU"), e))
+    }
+
+    /// Waits for all work and copies a buffer of `T`s back.
     ///
     /// # Errors
     /// [`Error::Device`], also for faults of kernels launched before.
-    pub fn download<T: Pod>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
-        let mut values = vec![T::zeroed(); buffer.len];
-        if !values.is_empty() {
-            let size = size_of_val(values.as_slice());
-            let copied = self.stream.memcpy_dtoh(&buffer.bytes, bytemuck::cast_slice_mut::<T, u8>(&mut values));
-            copied.map_err(|e| failed(&format!("copying {size} bytes from the GPU"), e))?;
+    pub fn download<T: Pod>(&self, buffer: &Buffer) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); buffer.len() / size_of::<T>()];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+        if !bytes.is_empty() {
+            self.bind()?;
+            let len = bytes.len();
+            #[expect(unsafe_code, reason = "the driver seam")]
+            // SAFETY: the buffer has at least as many bytes as `values`, which live until after the wait below.
+            let copied = unsafe { result::memcpy_dtoh_async(bytes, buffer.block.address, self.compute.cu_stream()) };
+            // The wait comes first whatever the copy said: it may still be under way.
+            let waited = self.synchronize();
+            copied.map_err(|e| failed(&format!("copying {len} bytes from the GPU"), e))?;
+            waited?;
         }
-        self.synchronize()?;
         Ok(values)
     }
 
@@ -149,14 +304,20 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] with the first fault since the last wait.
     pub fn synchronize(&self) -> Result<()> {
-        self.stream.synchronize().map_err(|e| failed("waiting for the GPU", e))
+        self.compute.synchronize().map_err(|e| failed("waiting for the GPU", e))?;
+        self.context.check_err().map_err(|e| failed("an earlier call", e))
     }
 
-    /// Launches a kernel: the pointers in this order, then `sizes` by value. A grid of zero blocks launches nothing.
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| failed("cuCtxSetCurrent", e))
+    }
+
+    /// Launches a kernel: the pointers in this order, then `sizes` by value. A grid without blocks launches nothing.
     ///
-    /// The caller answers for what cannot be checked here: pointers and `sizes` have the types and order of the kernel's
-    /// parameters, and the buffers are as long as the kernel reaches with these sizes and this geometry. Each caller is
-    /// the one file of `backend/cuda` that is named after its kernel's, and checks the lengths before.
+    /// Types and order of the arguments are compared with the kernel's own parameter list when it is first looked up. The
+    /// caller answers for what cannot be checked here: that the buffers are as long as the kernel reaches with these sizes
+    /// and this geometry. Each caller is the one file of `backend/cuda` that is named after its kernel's, and checks the
+    /// lengths before.
     ///
     /// # Errors
     /// [`Error::Device`] naming kernel, geometry and sizes.
@@ -164,42 +325,63 @@ impl Gpu {
         &self,
         kernel: Kernel,
         geometry: Geometry,
-        arguments: &mut [Argument<'_>],
+        arguments: &[Argument<'_>],
         sizes: S,
     ) -> Result<()> {
-        if geometry.grid == 0 {
+        if geometry.grid.contains(&0) {
             return Ok(());
         }
-        let function = self.function(kernel)?;
-        let mut launch = self.stream.launch_builder(&function);
+        let function = self.function(kernel, geometry.shared, || signature::<S>(arguments))?;
+        let mut launch = self.compute.launch_builder(&function);
         for argument in arguments {
-            match argument {
-                Argument::Write(slice) => launch.arg(&mut **slice),
-                Argument::Read(slice) => launch.arg(&**slice),
-            };
+            launch.arg(&argument.address);
         }
         let by_value = ByValue(sizes);
         launch.arg(&by_value);
-        let config = LaunchConfig {
-            grid_dim: (geometry.grid, 1, 1),
-            block_dim: (geometry.block, 1, 1),
-            shared_mem_bytes: geometry.shared,
-        };
+        let [x, y, z] = geometry.grid;
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (geometry.block, 1, 1), shared_mem_bytes: geometry.shared };
         #[expect(unsafe_code, reason = "the driver seam")]
-        // SAFETY: types, order and bounds are the caller's, as documented; what the kernel writes was borrowed mutably; the
-        // buffers outlive the launch because freeing goes through the same stream.
+        // SAFETY: types and order of the arguments are the kernel's (`function` compared them), bounds the caller's, as
+        // documented; what the kernel writes was borrowed mutably; memory that is freed after this call is reused only by
+        // work that comes after it (`Pool`).
         let launched = unsafe { launch.launch(config) }.map(drop);
-        let launched = if self.synchronous { launched.and_then(|()| self.stream.synchronize()) } else { launched };
+        let launched = if self.synchronous { launched.and_then(|()| self.compute.synchronize()) } else { launched };
         launched.map_err(|e| failed(&format!("kernel {} with {geometry:?} and {:?}", kernel.name, by_value.0), e))
     }
 
-    fn function(&self, kernel: Kernel) -> Result<CudaFunction> {
+    /// The function of a kernel, allowed `shared` bytes of dynamic shared memory.
+    fn function(&self, kernel: Kernel, shared: u32, signature: impl FnOnce() -> String) -> Result<CudaFunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let (function, allowed) = match functions.get(kernel.name) {
+            Some((function, allowed)) => (function.clone(), *allowed),
+            None => {
+                let signature = signature();
+                if signature != kernel.parameters {
+                    return Err(Error::Device {
+                        problem: format!("kernel {} takes ({}), not ({signature})", kernel.name, kernel.parameters),
+                        help: Some("this is a bug in prunectl; please report it".into()),
+                    });
+                }
+                (self.load(kernel)?, SHARED_WITHOUT_ASKING)
+            }
+        };
+        if shared > allowed {
+            let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
+            let what = || format!("{shared} bytes of shared memory for kernel {}", kernel.name);
+            function.set_attribute(attribute, bytes).map_err(|e| failed(&what(), e))?;
+        }
+        functions.insert(kernel.name, (function.clone(), allowed.max(shared)));
+        Ok(function)
+    }
+
+    fn load(&self, kernel: Kernel) -> Result<CudaFunction> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         let module = match modules.get(kernel.file) {
             Some(module) => Arc::clone(module),
             None => {
                 let image = kernels::image(kernel.file).ok_or_else(no_kernels)?;
-                let loaded = self.stream.context().load_module(Ptx::from_binary(image.to_vec()));
+                let loaded = self.context.load_module(Ptx::from_binary(image.to_vec()));
                 let module = loaded.map_err(|e| failed(&format!("loading the kernels of {}", kernel.file), e))?;
                 modules.insert(kernel.file, Arc::clone(&module));
                 module
@@ -209,7 +391,19 @@ impl Gpu {
     }
 }
 
-fn no_kernels() -> Error {
+/// The parameter list that a kernel with these arguments has, as build.rs reads it from the source.
+fn signature<S>(arguments: &[Argument<'_>]) -> String {
+    let mut text = String::new();
+    for argument in arguments {
+        text += if argument.writes { "" } else { "const " };
+        text += argument.element.name();
+        text += "*, ";
+    }
+    let sizes = std::any::type_name::<S>();
+    text + sizes.rsplit("::").next().unwrap_or(sizes)
+}
+
+pub(in crate::backend::cuda) fn no_kernels() -> Error {
     Error::Device {
         problem: "CUDA kernels are not in this build".into(),
         help: Some("run scripts/cuda-toolchain and build again, or use --device cpu".into()),

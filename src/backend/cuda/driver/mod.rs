@@ -4,8 +4,12 @@
 //! so with an [`Error::Device`] instead of ending the process.
 
 mod gpu;
+mod pool;
+mod staging;
 
-pub use gpu::{Argument, Buffer, Geometry, Gpu};
+pub(in crate::backend::cuda) use gpu::no_kernels;
+pub use gpu::{Argument, Element, Geometry, Gpu};
+pub use pool::Buffer;
 
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};

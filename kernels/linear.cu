@@ -1,0 +1,370 @@
+// Linear: y = x W^T (+ bias) (+ y), the matrix product that is nearly all the work. bf16 on tensor cores; f32 on ordinary ones.
+//
+// Every output is one chain of f32 sums over k in one order, whatever the tile: the kernels of one family differ in how many
+// outputs a block computes, not in how. So a row has the same bits in a batch of one and of ten thousand, and k is never split.
+
+#include "pack.cuh"
+#include "reduce.cuh"
+
+// Mirrors LinearSizes of src/backend/cuda/linear.rs.
+struct LinearSizes {
+    // Rows of x and y.
+    uint32_t rows;
+    // Columns of y: rows of weight, counted from first_out.
+    uint32_t out_features;
+    // Columns of x and of weight; also the distance between their rows. bf16: a multiple of 8, zeros behind the real ones.
+    uint32_t in_features;
+    // Row of weight that gives column 0 of y.
+    uint32_t first_out;
+    // 1: bias is read.
+    uint32_t has_bias;
+    // 1: y +=.
+    uint32_t accumulate;
+};
+static_assert(sizeof(LinearSizes) == 24 && offsetof(LinearSizes, accumulate) == 20, "layout shared with Rust");
+
+// Which tile of y a block computes. Blocks that run at the same time share rows of x and of weight in L2: tiles are numbered
+// down bands of 8 tiles of rows, column of tiles after column.
+struct Tile {
+    uint32_t row;
+    uint32_t col;
+};
+
+template <int BM, int BN>
+__device__ __forceinline__ Tile tile_of_block(LinearSizes sizes) {
+    constexpr uint32_t BAND = 8;
+    const uint32_t tiles_m = (sizes.rows + BM - 1) / BM;
+    const uint32_t tiles_n = (sizes.out_features + BN - 1) / BN;
+    const uint32_t band = blockIdx.x / (BAND * tiles_n);
+    const uint32_t in_band = blockIdx.x % (BAND * tiles_n);
+    const uint32_t height = min(BAND, tiles_m - band * BAND);
+    return {(band * BAND + in_band % height) * BM, in_band / height * BN};
+}
+
+// y = ((sum + bias) + y): what is done with a finished sum.
+template <typename Out>
+__device__ __forceinline__ void finish(Out* y, const float* bias, float sum, uint32_t row, uint32_t col, LinearSizes sizes) {
+    Out* at = y + static_cast<size_t>(row) * sizes.out_features + col;
+    if (sizes.has_bias != 0) {
+        sum += bias[col];
+    }
+    if (sizes.accumulate != 0) {
+        sum += to_f32(*at);
+    }
+    *at = from_f32<Out>(sum);
+}
+
+// Two neighbouring columns, which is what a lane holds of a tensor core's tile; one access where that is aligned.
+template <typename Out>
+__device__ __forceinline__ void finish_pair(Out* y, const float* bias, float a, float b, uint32_t row, uint32_t col,
+                                            LinearSizes sizes) {
+    if (row >= sizes.rows || col >= sizes.out_features) {
+        return;
+    }
+    if (sizes.out_features % 2 != 0) {
+        finish(y, bias, a, row, col, sizes);
+        if (col + 1 < sizes.out_features) {
+            finish(y, bias, b, row, col + 1, sizes);
+        }
+        return;
+    }
+    Out* at = y + static_cast<size_t>(row) * sizes.out_features + col;
+    float value[2] = {a, b};
+    if (sizes.has_bias != 0) {
+        value[0] += bias[col];
+        value[1] += bias[col + 1];
+    }
+    if (sizes.accumulate != 0) {
+        float old[2];
+        load_f32<2>(old, at);
+        value[0] += old[0];
+        value[1] += old[1];
+    }
+    store_f32<2>(at, value);
+}
+
+// ---- bf16
+
+// A block computes BM x BN outputs with (BM / WM) x (BN / WN) warps of WM x WN each, BK of k at a time, STAGES of these in
+// shared memory: while one is multiplied the next STAGES - 1 are on their way.
+template <int BM_, int BN_, int BK_, int WM_, int WN_, int STAGES_>
+struct MmaTiles {
+    static constexpr int BM = BM_;
+    static constexpr int BN = BN_;
+    static constexpr int BK = BK_;
+    static constexpr int WM = WM_;
+    static constexpr int WN = WN_;
+    static constexpr int STAGES = STAGES_;
+    static constexpr int WARPS_N = BN / WN;
+    static constexpr int THREADS = WARP * (BM / WM) * WARPS_N;
+    // Chunks of 16 bytes, the unit of cp.async and ldmatrix.
+    static constexpr int ROW_CHUNKS = BK / 8;
+    static constexpr int STAGE_ELEMENTS = (BM + BN) * BK;
+    static constexpr int SHARED_BYTES = STAGES * STAGE_ELEMENTS * static_cast<int>(sizeof(bf16));
+    static_assert(BM % WM == 0 && BN % WN == 0 && WM % 16 == 0 && WN % 8 == 0 && BK % 16 == 0 && ROW_CHUNKS % 8 == 0,
+                  "whole tiles of tensor cores, and rows that the swizzle permutes within");
+};
+
+// Rows for thousands of tokens: 2 * 128 * 128 / (2 * (128 + 128)) = 64 FLOPs a byte of shared memory.
+using ManyRows = MmaTiles<128, 128, 64, 64, 32, 3>;
+// Some dozens: more, smaller blocks, so that they cover the multiprocessors.
+using SomeRows = MmaTiles<64, 64, 64, 32, 32, 4>;
+// Decoding: the weights are read once and that is the cost, so blocks are narrow and deep.
+using FewRows = MmaTiles<16, 32, 128, 16, 8, 6>;
+
+// Element `col` (a multiple of 8) of a row in shared memory. Chunks are permuted within a row by its number, so that the eight
+// rows that ldmatrix reads at one column lie in different banks.
+template <typename T>
+__device__ __forceinline__ int swizzled(int row, int col) {
+    return row * T::BK + ((col / 8) ^ (row % 8)) * 8;
+}
+
+// Starts copying `ROWS` x BK elements from row `first_row` (of `rows`) and column `first_k` of a matrix; what lies outside is zero.
+template <typename T, int ROWS>
+__device__ __forceinline__ void load_stage(bf16* shared, const bf16* matrix, uint32_t first_row, uint32_t rows, uint32_t first_k,
+                                           uint32_t in_features) {
+    constexpr int CHUNKS = ROWS * T::ROW_CHUNKS;
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk += T::THREADS) {
+        const int index = chunk + static_cast<int>(threadIdx.x);
+        if (CHUNKS % T::THREADS == 0 || index < CHUNKS) {
+            const int row = index / T::ROW_CHUNKS;
+            const int col = index % T::ROW_CHUNKS * 8;
+            const bool valid = first_row + row < rows && first_k + col < in_features;
+            const size_t from = valid ? static_cast<size_t>(first_row + row) * in_features + first_k + col : 0;
+            cp_async16_zfill(shared + swizzled<T>(row, col), matrix + from, valid);
+        }
+    }
+}
+
+// One k step of 16 of a warp's tile: fragments from shared memory, then the tensor cores.
+template <typename T>
+__device__ __forceinline__ void multiply_step(float (&sums)[T::WM / 16][T::WN / 8][4], const bf16* a_tile, const bf16* b_tile,
+                                              int warp_m, int warp_n, int k) {
+    const int lane = static_cast<int>(threadIdx.x) % WARP;
+    uint32_t a[T::WM / 16][4];
+    uint32_t b[T::WN / 8][2];
+#pragma unroll
+    for (int i = 0; i < T::WM / 16; ++i) {
+        // Matrices: rows 0-7 and 8-15 of k 0-7, then of k 8-15.
+        ldmatrix_x4(a[i], a_tile + swizzled<T>(warp_m + i * 16 + lane % 16, k + lane / 16 * 8));
+    }
+    if constexpr (T::WN % 16 == 0) {
+#pragma unroll
+        for (int j = 0; j < T::WN / 8; j += 2) {
+            // Matrices: outputs 0-7 of k 0-7 and 8-15, then outputs 8-15.
+            uint32_t both[4];
+            ldmatrix_x4(both, b_tile + swizzled<T>(warp_n + j * 8 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
+            b[j][0] = both[0];
+            b[j][1] = both[1];
+            b[j + 1][0] = both[2];
+            b[j + 1][1] = both[3];
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < T::WN / 8; ++j) {
+            ldmatrix_x2(b[j], b_tile + swizzled<T>(warp_n + j * 8 + lane % 8, k + lane / 8 % 2 * 8));
+        }
+    }
+    mma_tile_bf16<T::WM / 16, T::WN / 8>(sums, a, b);
+}
+
+template <typename T, typename Out>
+__device__ __forceinline__ void linear_mma(unsigned char* shared_bytes, Out* y, const bf16* x, const bf16* weight,
+                                           const float* bias, LinearSizes sizes) {
+    bf16* shared = reinterpret_cast<bf16*>(shared_bytes);
+    const Tile tile = tile_of_block<T::BM, T::BN>(sizes);
+    const int warp = static_cast<int>(threadIdx.x) / WARP;
+    const int warp_m = warp / T::WARPS_N * T::WM;
+    const int warp_n = warp % T::WARPS_N * T::WN;
+    const bf16* weights = weight + static_cast<size_t>(sizes.first_out) * sizes.in_features;
+    const uint32_t steps = (sizes.in_features + T::BK - 1) / T::BK;
+    const auto load = [&](uint32_t step) {
+        if (step < steps) {
+            bf16* stage = shared + step % T::STAGES * T::STAGE_ELEMENTS;
+            load_stage<T, T::BM>(stage, x, tile.row, sizes.rows, step * T::BK, sizes.in_features);
+            load_stage<T, T::BN>(stage + T::BM * T::BK, weights, tile.col, sizes.out_features, step * T::BK, sizes.in_features);
+        }
+        // Also when there is nothing: each step then closes one group, which is what the wait counts.
+        cp_async_commit();
+    };
+    for (uint32_t step = 0; step < T::STAGES - 1; ++step) {
+        load(step);
+    }
+    float sums[T::WM / 16][T::WN / 8][4] = {};
+    for (uint32_t step = 0; step < steps; ++step) {
+        cp_async_wait<T::STAGES - 2>();
+        // Everyone's part of this stage is there, and everyone has read the stage before, which the next load overwrites.
+        __syncthreads();
+        load(step + T::STAGES - 1);
+        const bf16* a_tile = shared + step % T::STAGES * T::STAGE_ELEMENTS;
+#pragma unroll
+        for (int k = 0; k < T::BK; k += 16) {
+            multiply_step<T>(sums, a_tile, a_tile + T::BM * T::BK, warp_m, warp_n, k);
+        }
+    }
+    cp_async_wait<0>();
+    const uint32_t lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int i = 0; i < T::WM / 16; ++i) {
+#pragma unroll
+        for (int j = 0; j < T::WN / 8; ++j) {
+            const uint32_t row = tile.row + warp_m + i * 16 + lane / 4;
+            const uint32_t col = tile.col + warp_n + j * 8 + lane % 4 * 2;
+            finish_pair(y, bias, sums[i][j][0], sums[i][j][1], row, col, sizes);
+            finish_pair(y, bias, sums[i][j][2], sums[i][j][3], row + 8, col, sizes);
+        }
+    }
+}
+
+// linear_<rows>_<y>_bf16: y = x W^T (+ bias) (+ y).  x: [rows, in_features] bf16;  weight: [any, in_features] bf16;
+// bias: [out_features] f32;  y: [rows, out_features], written (=) or added to (+=). Products exact, sums in f32, k in steps of 16
+// in ascending order by mma.m16n8k16; y is rounded once.
+// Geometry: a block a tile of y, tiles numbered as in tile_of_block; THREADS and SHARED_BYTES of the tile, which
+// src/backend/cuda/linear.rs repeats.  Any sizes; in_features a multiple of 8 (the caller pads with zeros).
+// Limit: 2 rows out_features in_features FLOPs; for few rows 2 out_features in_features bytes of weights.
+extern "C" __global__ void __launch_bounds__(ManyRows::THREADS, 1)
+    linear_many_f32_bf16(float* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+                         const float* __restrict__ bias, LinearSizes sizes) {
+    DYN_SMEM(shared);
+    linear_mma<ManyRows>(shared, y, x, weight, bias, sizes);
+}
+EXPORT_KERNEL(linear_many_f32_bf16, ManyRows::THREADS)
+
+extern "C" __global__ void __launch_bounds__(ManyRows::THREADS, 1)
+    linear_many_bf16_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+                          const float* __restrict__ bias, LinearSizes sizes) {
+    DYN_SMEM(shared);
+    linear_mma<ManyRows>(shared, y, x, weight, bias, sizes);
+}
+EXPORT_KERNEL(linear_many_bf16_bf16, ManyRows::THREADS)
+
+extern "C" __global__ void __launch_bounds__(SomeRows::THREADS)
+    linear_some_f32_bf16(float* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+                         const float* __restrict__ bias, LinearSizes sizes) {
+    DYN_SMEM(shared);
+    linear_mma<SomeRows>(shared, y, x, weight, bias, sizes);
+}
+EXPORT_KERNEL(linear_some_f32_bf16, SomeRows::THREADS)
+
+extern "C" __global__ void __launch_bounds__(SomeRows::THREADS)
+    linear_some_bf16_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+                          const float* __restrict__ bias, LinearSizes sizes) {
+    DYN_SMEM(shared);
+    linear_mma<SomeRows>(shared, y, x, weight, bias, sizes);
+}
+EXPORT_KERNEL(linear_some_bf16_bf16, SomeRows::THREADS)
+
+extern "C" __global__ void __launch_bounds__(FewRows::THREADS)
+    linear_few_f32_bf16(float* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+                        const float* __restrict__ bias, LinearSizes sizes) {
+    DYN_SMEM(shared);
+    linear_mma<FewRows>(shared, y, x, weight, bias, sizes);
+}
+EXPORT_KERNEL(linear_few_f32_bf16, FewRows::THREADS)
+
+extern "C" __global__ void __launch_bounds__(FewRows::THREADS)
+    linear_few_bf16_bf16(bf16* __restrict__ y, const bf16* __restrict__ x, const bf16* __restrict__ weight,
+                         const float* __restrict__ bias, LinearSizes sizes) {
+    DYN_SMEM(shared);
+    linear_mma<FewRows>(shared, y, x, weight, bias, sizes);
+}
+EXPORT_KERNEL(linear_few_bf16_bf16, FewRows::THREADS)
+
+// ---- f32
+
+// A block computes BM x BN outputs, a thread TM x TN of them, BK of k at a time.
+template <int BM_, int BN_, int TM_, int TN_>
+struct FmaTiles {
+    static constexpr int BM = BM_;
+    static constexpr int BN = BN_;
+    static constexpr int TM = TM_;
+    static constexpr int TN = TN_;
+    static constexpr int BK = 16;
+    static constexpr int THREADS = (BM / TM) * (BN / TN);
+};
+
+using ManyRowsF32 = FmaTiles<64, 64, 4, 4>;
+using FewRowsF32 = FmaTiles<8, 128, 1, 4>;
+
+// Copies ROWS x BK elements to shared memory with k outermost, so that the threads of a warp read neighbours. Outside: zero.
+template <typename T, int ROWS>
+__device__ __forceinline__ void load_transposed(float* shared, const float* matrix, uint32_t first_row, uint32_t rows,
+                                                uint32_t first_k, uint32_t in_features) {
+    for (int index = static_cast<int>(threadIdx.x); index < ROWS * T::BK; index += T::THREADS) {
+        const int row = index / T::BK;
+        const int k = index % T::BK;
+        const bool valid = first_row + row < rows && first_k + k < in_features;
+        shared[k * (ROWS + 1) + row] = valid ? matrix[static_cast<size_t>(first_row + row) * in_features + first_k + k] : 0.0f;
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void linear_fma(float* a_tile, float* b_tile, float* y, const float* x, const float* weight,
+                                           const float* bias, LinearSizes sizes) {
+    const Tile tile = tile_of_block<T::BM, T::BN>(sizes);
+    constexpr int ACROSS = T::BN / T::TN;
+    const int col = static_cast<int>(threadIdx.x) % ACROSS;
+    const int row = static_cast<int>(threadIdx.x) / ACROSS * T::TM;
+    const float* weights = weight + static_cast<size_t>(sizes.first_out) * sizes.in_features;
+    float sums[T::TM][T::TN] = {};
+    for (uint32_t first_k = 0; first_k < sizes.in_features; first_k += T::BK) {
+        load_transposed<T, T::BM>(a_tile, x, tile.row, sizes.rows, first_k, sizes.in_features);
+        load_transposed<T, T::BN>(b_tile, weights, tile.col, sizes.out_features, first_k, sizes.in_features);
+        __syncthreads();
+        // Not beyond the real k: adding a product of zeros would turn a sum of -0 into +0.
+        const int steps = min(T::BK, static_cast<int>(sizes.in_features - first_k));
+        for (int k = 0; k < steps; ++k) {
+            float a[T::TM];
+            float b[T::TN];
+#pragma unroll
+            for (int i = 0; i < T::TM; ++i) {
+                a[i] = a_tile[k * (T::BM + 1) + row + i];
+            }
+#pragma unroll
+            for (int j = 0; j < T::TN; ++j) {
+                b[j] = b_tile[k * (T::BN + 1) + col + j * ACROSS];
+            }
+#pragma unroll
+            for (int i = 0; i < T::TM; ++i) {
+#pragma unroll
+                for (int j = 0; j < T::TN; ++j) {
+                    sums[i][j] = fmaf(a[i], b[j], sums[i][j]);
+                }
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < T::TM; ++i) {
+#pragma unroll
+        for (int j = 0; j < T::TN; ++j) {
+            const uint32_t y_row = tile.row + row + i;
+            const uint32_t y_col = tile.col + col + j * ACROSS;
+            if (y_row < sizes.rows && y_col < sizes.out_features) {
+                finish(y, bias, sums[i][j], y_row, y_col, sizes);
+            }
+        }
+    }
+}
+
+// linear_<rows>_f32_f32: the same in f32: one fused multiply-add a product, k ascending from 0, the bits of the CPU backend.
+// Geometry: a block a tile of y; static shared memory.  Any sizes.
+// Limit: as above, at the rate of ordinary FMA units: for checks and for models that are kept in f32.
+extern "C" __global__ void __launch_bounds__(ManyRowsF32::THREADS)
+    linear_many_f32_f32(float* __restrict__ y, const float* __restrict__ x, const float* __restrict__ weight,
+                        const float* __restrict__ bias, LinearSizes sizes) {
+    SHARED_ARRAY(float, a_tile, ManyRowsF32::BK * (ManyRowsF32::BM + 1));
+    SHARED_ARRAY(float, b_tile, ManyRowsF32::BK * (ManyRowsF32::BN + 1));
+    linear_fma<ManyRowsF32>(a_tile, b_tile, y, x, weight, bias, sizes);
+}
+EXPORT_KERNEL(linear_many_f32_f32, ManyRowsF32::THREADS)
+
+extern "C" __global__ void __launch_bounds__(FewRowsF32::THREADS)
+    linear_few_f32_f32(float* __restrict__ y, const float* __restrict__ x, const float* __restrict__ weight,
+                       const float* __restrict__ bias, LinearSizes sizes) {
+    SHARED_ARRAY(float, a_tile, FewRowsF32::BK * (FewRowsF32::BM + 1));
+    SHARED_ARRAY(float, b_tile, FewRowsF32::BK * (FewRowsF32::BN + 1));
+    linear_fma<FewRowsF32>(a_tile, b_tile, y, x, weight, bias, sizes);
+}
+EXPORT_KERNEL(linear_few_f32_f32, FewRowsF32::THREADS)

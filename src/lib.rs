@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod progress;
+pub mod quant;
 pub mod random;
 pub mod report;
 pub mod tasks;

@@ -8,6 +8,7 @@ mod keys;
 mod rope;
 
 use crate::error::Result;
+use crate::quant::checkpoint as quantization;
 use keys::Keys;
 use serde_json::{Map, Value};
 use std::fmt;
@@ -257,8 +258,8 @@ fn refuse_other_computations(keys: &Keys<'_>) -> Result<()> {
         None | Some("silu" | "swish") => {}
         Some(other) => return Err(keys.unsupported("hidden_act", format!("{other:?} is not computed; only silu is"))),
     }
-    if keys.present("quantization_config") {
-        return Err(keys.unsupported("quantization_config", "quantised weights are not read; f32, f16 and bf16 are"));
+    if let Some(problem) = keys.get(quantization::CONFIG_KEY).and_then(quantization::not_computed) {
+        return Err(keys.unsupported(quantization::CONFIG_KEY, problem));
     }
     for key in EXPERTS {
         if keys.get(key).is_some_and(|v| !matches!(v, Value::Bool(false)) && v.as_f64() != Some(0.0)) {

@@ -2,11 +2,15 @@
 
 use super::config::DecoderConfig;
 use super::layer_plan::LayerPlan;
+use super::linear_name::LinearName;
+use super::nf4_weights::gather;
 use super::safetensors::{SafetensorsFile, StoredTensor, shown};
 use super::shard_index::WeightFiles;
 use super::tensor_set::{is_ignored, layer_of, layer_tensors, outer_tensors};
 use crate::error::{Error, Result};
 use crate::io;
+use crate::quant::Nf4Tensor;
+use crate::quant::checkpoint::CONFIG_KEY;
 use crate::tensor::{Dtype, HostTensor};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +32,10 @@ pub struct ModelFolder {
     pub raw_config: Map<String, Value>,
     /// The files that hold the tensors.
     pub(super) files: WeightFiles,
-    tensors: BTreeMap<String, HostTensor>,
+    /// Tensors in a dtype that is computed with.
+    pub(super) tensors: BTreeMap<String, HostTensor>,
+    /// Matrices in four bits.
+    pub(super) nf4: BTreeMap<String, Nf4Tensor>,
     /// Tensors that are there but take no part: saved rotary frequencies, a second copy of a tied embedding.
     unused: BTreeSet<String>,
 }
@@ -56,13 +63,15 @@ impl ModelFolder {
         let raw_config = read_config(path)?;
         let config = DecoderConfig::from_json(&path.join(CONFIG), &raw_config)?;
         let files = WeightFiles::open(path)?;
+        let (nf4, parts_of_nf4) = gather(&files)?;
         let mut tensors = BTreeMap::new();
         for shard in &files.shards {
-            for stored in &shard.header.tensors {
+            for stored in shard.header.tensors.iter().filter(|stored| !parts_of_nf4.contains(&stored.name)) {
                 tensors.insert(stored.name.clone(), host_tensor(shard, stored)?);
             }
         }
-        let mut folder = Self { path: path.to_path_buf(), config, raw_config, files, tensors, unused: BTreeSet::new() };
+        let mut folder = Self { path: path.to_path_buf(), config, raw_config, files, tensors, nf4, unused: BTreeSet::new() };
+        folder.check_quantisation()?;
         folder.check_tensors()?;
         Ok(folder)
     }
@@ -75,12 +84,12 @@ impl ModelFolder {
         self.tensors.get(name).ok_or_else(|| Error::data(&self.path, format!("tensor {}", shown(name)), "missing"))
     }
 
-    /// All tensors, sorted by name.
+    /// All tensors but those in four bits ([`ModelFolder::nf4`]), sorted by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &HostTensor> {
         self.tensors.values()
     }
 
-    /// The tensors of layer `layer`, sorted by name; none for a layer that does not exist.
+    /// Those of layer `layer`, sorted by name; none for a layer that does not exist.
     pub fn layer_tensors(&self, layer: usize) -> impl Iterator<Item = &HostTensor> {
         let prefix = format!("{}{layer}.", super::tensor_set::LAYERS_PREFIX);
         self.tensors.range(prefix.clone()..).map(|(_, t)| t).take_while(move |t| t.name.starts_with(&prefix))
@@ -96,19 +105,30 @@ impl ModelFolder {
     /// Bytes of all tensors.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.tensors.values().map(|t| t.bytes.as_slice().len() as u64).sum()
+        self.stored().map(|t| t.range.len() as u64).sum()
     }
 
     /// Number of parameters, a tied embedding counted once.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        self.used().map(|t| t.len() as u64).sum()
+        self.used().map(|t| t.len() as u64).sum::<u64>() + self.nf4.values().map(|t| t.len() as u64).sum::<u64>()
     }
 
     /// Parameters of one layer.
     #[must_use]
     pub fn layer_parameters(&self, layer: usize) -> u64 {
-        self.layer_tensors(layer).filter(|t| !self.is_unused(&t.name)).map(|t| t.len() as u64).sum()
+        let dense: u64 = self.layer_tensors(layer).filter(|t| !self.is_unused(&t.name)).map(|t| t.len() as u64).sum();
+        dense + self.nf4.values().filter(|t| layer_of(&t.name) == Some(layer)).map(|t| t.len() as u64).sum::<u64>()
+    }
+
+    /// All tensors of the files, parts of NF4 matrices each by itself.
+    pub fn stored(&self) -> impl Iterator<Item = &StoredTensor> {
+        self.files.shards.iter().flat_map(|shard| &shard.header.tensors)
+    }
+
+    /// Those of layer `layer`.
+    pub fn layer_stored(&self, layer: usize) -> impl Iterator<Item = &StoredTensor> {
+        self.stored().filter(move |stored| layer_of(&stored.name) == Some(layer))
     }
 
     /// Parameters and bytes that are left when only the plan's layers are kept.
@@ -116,16 +136,20 @@ impl ModelFolder {
     pub fn size_under(&self, plan: &LayerPlan) -> (u64, u64) {
         let gone = plan.removed();
         let parameters: u64 = gone.iter().map(|&layer| self.layer_parameters(layer)).sum();
-        let bytes: u64 = gone.iter().flat_map(|&layer| self.layer_tensors(layer)).map(|t| t.bytes.as_slice().len() as u64).sum();
+        let bytes: u64 = gone.iter().flat_map(|&layer| self.layer_stored(layer)).map(|t| t.range.len() as u64).sum();
         (self.parameters() - parameters, self.bytes() - bytes)
     }
 
-    /// The dtypes that occur, each with its number of parameters, in the order f32, f16, bf16.
+    /// The dtypes that occur, each with its number of parameters, in the order f32, f16, bf16; of a matrix in four bits
+    /// what it was quantised from.
     #[must_use]
     pub fn dtypes(&self) -> Vec<(Dtype, u64)> {
         [Dtype::F32, Dtype::F16, Dtype::Bf16]
             .into_iter()
-            .map(|dtype| (dtype, self.used().filter(|t| t.dtype == dtype).map(|t| t.len() as u64).sum()))
+            .map(|dtype| {
+                let dense: u64 = self.used().filter(|t| t.dtype == dtype).map(|t| t.len() as u64).sum();
+                (dtype, dense + self.nf4.values().filter(|t| t.dtype == dtype).map(|t| t.len() as u64).sum::<u64>())
+            })
             .filter(|(_, parameters)| *parameters > 0)
             .collect()
     }
@@ -138,6 +162,22 @@ impl ModelFolder {
 
     pub(super) fn used(&self) -> impl Iterator<Item = &HostTensor> {
         self.tensors.values().filter(|t| !self.unused.contains(&t.name))
+    }
+
+    /// Only linears of layers are in four bits, and config.json says so.
+    fn check_quantisation(&self) -> Result<()> {
+        let config = self.path.join(CONFIG);
+        let said = self.raw_config.get(CONFIG_KEY).is_some_and(|value| !value.is_null());
+        match self.nf4.values().next() {
+            None if said => Err(Error::data(config, format!("key {CONFIG_KEY}"), "is there, but no tensor is quantised")
+                .with_help("remove the key: the weights are whole")),
+            Some(tensor) if !said => Err(Error::data(config, format!("key {CONFIG_KEY}"), "missing")
+                .with_help(format!("{} is in four bits: transformers would not read it", tensor.name))),
+            _ => self.nf4.values().find(|t| !is_linear(&t.name)).map_or(Ok(()), |t| {
+                let problem = "is in four bits: only the linears of layers are computed so";
+                Err(Error::unsupported(&t.file, format!("tensor {}", shown(&t.name)), problem))
+            }),
+        }
     }
 
     /// Names every tensor that is missing, misshaped or not part of the model (the first, and how many more).
@@ -154,7 +194,7 @@ impl ModelFolder {
         'layers: for layer in 0..self.config.num_hidden_layers {
             for (name, shape) in &per_layer {
                 let name = format!("{}{layer}.{name}", super::tensor_set::LAYERS_PREFIX);
-                if self.tensors.contains_key(&name) {
+                if self.tensors.contains_key(&name) || self.nf4.contains_key(&name) {
                     expected.insert(name, shape);
                 } else {
                     first_missing.get_or_insert(name);
@@ -173,10 +213,13 @@ impl ModelFolder {
                 .with_help("config.json and weights do not belong together, or a shard is incomplete"));
         }
         for (name, shape) in &expected {
-            let tensor = self.tensor(name)?;
-            if tensor.shape != *shape {
-                let problem = format!("found shape {:?}, expected {shape:?} by config.json", tensor.shape);
-                return Err(Error::data(&tensor.file, format!("tensor {name}"), problem));
+            let (found, file) = match self.nf4.get(name) {
+                Some(nf4) => (&nf4.shape[..], &nf4.file),
+                None => self.tensor(name).map(|tensor| (tensor.shape.as_slice(), &tensor.file))?,
+            };
+            if found != *shape {
+                let problem = format!("found shape {found:?}, expected {shape:?} by config.json");
+                return Err(Error::data(file, format!("tensor {name}"), problem));
             }
         }
         let tied = self.config.tie_word_embeddings;
@@ -208,6 +251,14 @@ impl ModelFolder {
         }
         Ok(())
     }
+}
+
+/// True for `model.layers.N.MODULE.weight` of a linear.
+fn is_linear(name: &str) -> bool {
+    layer_of(name).is_some_and(|layer| {
+        let rest = &name[super::tensor_set::LAYERS_PREFIX.len() + layer.to_string().len() + 1..];
+        LinearName::ALL.iter().any(|linear| rest.strip_suffix(".weight") == Some(linear.module()))
+    })
 }
 
 fn more(count: usize) -> String {

@@ -3,8 +3,10 @@
 use super::config::{Architecture, DecoderConfig};
 use super::folder::ModelFolder;
 use super::linear_name::Stack;
+use super::nf4_weights::Weight;
 use crate::error::Result;
 use crate::ops::Backend;
+use crate::quant::Nf4Tensor;
 use crate::tensor::HostTensor;
 
 /// Weights of one layer, q, k, v and gate, up stacked so that each needs one product.
@@ -89,8 +91,20 @@ impl<B: Backend> Loader<'_, B> {
         names.iter().map(|name| self.folder.tensor(&format!("{}{name}", self.prefix)).cloned()).collect()
     }
 
+    /// The named matrices stacked: all dense, or all in four bits; where they are mixed, all dense.
     fn matrix(&self, names: &[&str]) -> Result<B::Matrix> {
-        self.backend.prepare(&self.parts(names)?)
+        let weights =
+            names.iter().map(|name| self.folder.weight(&format!("{}{name}", self.prefix))).collect::<Result<Vec<_>>>()?;
+        let nf4: Vec<Nf4Tensor> =
+            weights.iter().filter_map(|w| if let Weight::Nf4(nf4) = w { Some((*nf4).clone()) } else { None }).collect();
+        if nf4.len() == weights.len() {
+            return self.backend.prepare_nf4(&nf4);
+        }
+        let dense = weights.iter().map(|weight| match weight {
+            Weight::Dense(dense) => Ok((*dense).clone()),
+            Weight::Nf4(nf4) => nf4.to_dense(),
+        });
+        self.backend.prepare(&dense.collect::<Result<Vec<_>>>()?)
     }
 
     /// The named vectors one behind the other, as [1, n].

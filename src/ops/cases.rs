@@ -112,6 +112,22 @@ pub const COLS: &[ColsCase] = &[
     cols(9, 0, 4, 3),
 ];
 
+/// `nf4_dequantise`, and `linear` with matrices in four bits.
+pub const NF4: &[LinearCase] = &[
+    linear(0, 64, 7, false, false),
+    linear(1, 64, 33, false, true),
+    linear(1, 1536, 576, false, false),
+    linear(2, 128, 3, true, false),
+    linear(3, 192, 1003, true, true),
+    linear(5, 160, 31, false, false),
+    linear(8, 320, 64, true, true),
+    linear(9, 64, 65, false, true),
+    linear(13, 11, 48, true, false),
+    linear(63, 640, 96, false, false),
+    linear(300, 128, 97, true, true),
+    linear(16, 576, 960, false, false),
+];
+
 /// `linear`.
 pub const LINEAR: &[LinearCase] = &[
     linear(0, 5, 7, false, false),
@@ -172,6 +188,7 @@ pub const COUNTS: &[(&str, usize)] = &[
     ("kv_write", ATTENTION.len()),
     ("layer_norm", ROWS.len()),
     ("linear", LINEAR.len()),
+    ("nf4_dequantise", NF4.len()),
     ("rms_norm", ROWS.len()),
     ("rope", HEADS.len()),
     ("scatter_rows", ROWS.len()),

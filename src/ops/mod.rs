@@ -21,6 +21,7 @@ pub mod embedding;
 pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
+pub mod nf4;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
@@ -39,6 +40,7 @@ pub use embedding::{Embedding, EmbeddingArgs};
 pub use kv_cache::{AttentionPagedArgs, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
 pub use layer_norm::{HeadNormArgs, LayerNorm, LayerNormArgs};
 pub use linear::{Linear, LinearArgs};
+pub use nf4::{Nf4, Nf4DequantiseArgs};
 pub use rms_norm::{RmsNorm, RmsNormArgs};
 pub use rope::{Rope, RopeArgs};
 pub use rows::{GatherRowsArgs, Rows, ScatterRowsArgs};
@@ -129,6 +131,7 @@ pub trait Backend:
     + BlockInfluence
     + Rows
     + Cols
+    + Nf4
 {
 }
 
@@ -147,6 +150,7 @@ impl<T> Backend for T where
         + BlockInfluence
         + Rows
         + Cols
+        + Nf4
 {
 }
 
@@ -165,6 +169,7 @@ pub const ALL: &[&str] = &[
     "kv_write",
     "layer_norm",
     "linear",
+    "nf4_dequantise",
     "rms_norm",
     "rope",
     "scatter_rows",

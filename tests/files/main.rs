@@ -7,6 +7,7 @@ mod config;
 mod folder;
 mod gguf;
 mod gguf_hostile;
+mod nf4;
 mod records;
 mod safetensors;
 mod shard_index;

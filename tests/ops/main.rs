@@ -21,6 +21,7 @@ mod head_norm;
 mod kv_write;
 mod layer_norm;
 mod linear;
+mod nf4;
 mod rms_norm;
 mod rope;
 mod rows;
@@ -40,6 +41,7 @@ const TESTED: &[&[&str]] = &[
     kv_write::OPS,
     layer_norm::OPS,
     linear::OPS,
+    nf4::OPS,
     rms_norm::OPS,
     rope::OPS,
     rows::OPS,

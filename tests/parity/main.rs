@@ -5,4 +5,5 @@
 mod fixture;
 mod invariance;
 mod lora;
+mod nf4;
 mod transformers;

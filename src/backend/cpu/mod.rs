@@ -19,6 +19,7 @@ mod kv_cache;
 mod layer_norm;
 mod linear;
 mod matrix;
+mod nf4;
 pub mod peak;
 mod pool;
 mod rms_norm;

@@ -269,11 +269,11 @@ fn check(model: &ModelFolder, plan: &LayerPlan, pruned: &ModelFolder, layout: &w
     if pruned.config != expected {
         return Err(wrong("config.json differs in more than its depth"));
     }
-    let tensors = model.tensors().len() - plan.removed().iter().map(|&l| model.layer_tensors(l).count()).sum::<usize>();
-    if pruned.tensors().len() != tensors || layout.tensors() != tensors {
-        return Err(wrong(&format!("{} tensors, expected {tensors}", pruned.tensors().len())));
+    let tensors = model.stored().count() - plan.removed().iter().map(|&l| model.layer_stored(l).count()).sum::<usize>();
+    if pruned.stored().count() != tensors || layout.tensors() != tensors {
+        return Err(wrong(&format!("{} tensors, expected {tensors}", pruned.stored().count())));
     }
-    let bytes: u64 = plan.removed().iter().flat_map(|&l| model.layer_tensors(l)).map(|t| t.bytes.as_slice().len() as u64).sum();
+    let bytes: u64 = plan.removed().iter().flat_map(|&l| model.layer_stored(l)).map(|t| t.range.len() as u64).sum();
     if pruned.bytes() + bytes != model.bytes() {
         return Err(wrong(&format!("{} bytes of tensors, expected {}", pruned.bytes(), model.bytes() - bytes)));
     }

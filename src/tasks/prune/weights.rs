@@ -88,7 +88,7 @@ pub(super) fn layout<'a>(model: &'a ModelFolder, plan: &LayerPlan) -> Result<Lay
             .collect();
         let mut metadata = index.metadata.clone();
         let removed = || plan.removed().into_iter();
-        let removed_bytes: u64 = removed().flat_map(|l| model.layer_tensors(l)).map(|t| t.bytes.as_slice().len() as u64).sum();
+        let removed_bytes: u64 = removed().flat_map(|l| model.layer_stored(l)).map(|t| t.range.len() as u64).sum();
         let removed_parameters: u64 = removed().map(|l| model.layer_parameters(l)).sum();
         for (key, less) in [("total_size", removed_bytes), ("total_parameters", removed_parameters)] {
             if let Some(total) = metadata.get(key).and_then(Value::as_u64) {

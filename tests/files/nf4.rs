@@ -102,8 +102,11 @@ proptest! {
     }
 }
 
+/// Name, dtype, shape and bytes.
+type Stored = (String, safetensors::Dtype, Vec<usize>, Vec<u8>);
+
 /// A copy of a recorded checkpoint, its tensors edited.
-fn edited(edit: impl FnOnce(&mut Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>, &mut Value)) -> tempfile::TempDir {
+fn edited(edit: impl FnOnce(&mut Vec<Stored>, &mut Value)) -> tempfile::TempDir {
     let (folder, original) = (tempfile::tempdir().unwrap(), fixture("nf4/double"));
     let bytes = std::fs::read(original.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -162,12 +165,12 @@ fn a_broken_checkpoint_is_named() {
     }
     // Without its state it is a tensor of bytes.
     assert!(message(without(".quant_state.bitsandbytes__nf4").path()).contains(&format!("tensor {NAME}")));
-    let with = |suffix: &'static str, change: fn(&mut (String, safetensors::Dtype, Vec<usize>, Vec<u8>))| {
+    let with = |suffix: &'static str, change: fn(&mut Stored)| {
         let folder = edited(move |t, _| change(t.iter_mut().find(|(name, ..)| *name == format!("{NAME}{suffix}")).unwrap()));
         let text = message(folder.path());
         text.strip_prefix(&format!("DIR/model.safetensors: tensor {NAME}{suffix}: ")).unwrap_or(&text).to_owned()
     };
-    let shorten = |t: &mut (String, safetensors::Dtype, Vec<usize>, Vec<u8>)| {
+    let shorten = |t: &mut Stored| {
         t.3.truncate(t.3.len() - t.3.len() / t.2[0]);
         t.2[0] -= 1;
     };

@@ -112,7 +112,7 @@ pub const COLS: &[ColsCase] = &[
     cols(9, 0, 4, 3),
 ];
 
-/// `nf4_dequantise`, and `linear` with matrices in four bits.
+/// `linear` and `embedding` with matrices in four bits.
 pub const NF4: &[LinearCase] = &[
     linear(0, 64, 7, false, false),
     linear(1, 64, 33, false, true),
@@ -188,7 +188,6 @@ pub const COUNTS: &[(&str, usize)] = &[
     ("kv_write", ATTENTION.len()),
     ("layer_norm", ROWS.len()),
     ("linear", LINEAR.len()),
-    ("nf4_dequantise", NF4.len()),
     ("rms_norm", ROWS.len()),
     ("rope", HEADS.len()),
     ("scatter_rows", ROWS.len()),

@@ -40,7 +40,7 @@ pub use embedding::{Embedding, EmbeddingArgs};
 pub use kv_cache::{AttentionPagedArgs, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
 pub use layer_norm::{HeadNormArgs, LayerNorm, LayerNormArgs};
 pub use linear::{Linear, LinearArgs};
-pub use nf4::{Nf4, Nf4DequantiseArgs};
+pub use nf4::Nf4;
 pub use rms_norm::{RmsNorm, RmsNormArgs};
 pub use rope::{Rope, RopeArgs};
 pub use rows::{GatherRowsArgs, Rows, ScatterRowsArgs};
@@ -169,7 +169,6 @@ pub const ALL: &[&str] = &[
     "kv_write",
     "layer_norm",
     "linear",
-    "nf4_dequantise",
     "rms_norm",
     "rope",
     "scatter_rows",

@@ -41,7 +41,6 @@ const TESTED: &[&[&str]] = &[
     kv_write::OPS,
     layer_norm::OPS,
     linear::OPS,
-    nf4::OPS,
     rms_norm::OPS,
     rope::OPS,
     rows::OPS,

@@ -3,11 +3,9 @@ use crate::data::{floats, host, rounded};
 use crate::harness::{best, invariant, invariant_bf16, pick};
 use prunectl::backend::cpu::CpuBackend;
 use prunectl::ops::cases::{LinearCase, NF4};
-use prunectl::ops::{Device, Linear, LinearArgs, Nf4, Nf4DequantiseArgs};
+use prunectl::ops::{Device, Embedding, EmbeddingArgs, Linear, LinearArgs, Nf4};
 use prunectl::quant::Nf4Tensor;
 use prunectl::tensor::{Dtype, HostTensor};
-
-pub(crate) const OPS: &[&str] = &["nf4_dequantise"];
 
 /// A matrix in two stacked parts, cut where no panel ends; the codec itself is held by `tests/files/nf4.rs`.
 fn parts(case: LinearCase, double_quant: bool) -> Vec<Nf4Tensor> {
@@ -27,21 +25,17 @@ fn dense(parts: &[Nf4Tensor]) -> Vec<HostTensor> {
 }
 
 #[test]
-fn rows_are_dequantised() {
+fn rows_are_what_the_codec_gives() {
     for &case in NF4 {
         let LinearCase { in_features, out_features, .. } = case;
         let parts = parts(case, false);
         let expected: Vec<f32> = parts.iter().flat_map(Nf4Tensor::to_f32).collect();
         let found = invariant(&format!("{case:?}"), out_features, in_features, |backend, rows| {
             let matrix = backend.prepare_nf4(&parts).unwrap();
-            let mut out = Vec::new();
-            // Runs of rows that follow each other are one call.
-            for run in rows.chunk_by(|a, b| a + 1 == *b) {
-                let mut y = backend.zeros(run.len(), in_features).unwrap();
-                backend.nf4_dequantise(Nf4DequantiseArgs { y: &mut y, weight: &matrix, first_row: run[0] }).unwrap();
-                out.extend(backend.download(&y).unwrap());
-            }
-            out
+            let ids: Vec<u32> = rows.iter().map(|&row| u32::try_from(row).unwrap()).collect();
+            let mut y = backend.zeros(rows.len(), in_features).unwrap();
+            backend.embedding(EmbeddingArgs { y: &mut y, table: &matrix, ids: &ids }).unwrap();
+            backend.download(&y).unwrap()
         });
         same(&format!("{case:?}"), &found, &expected);
     }
@@ -83,10 +77,6 @@ fn linear_has_the_bits_of_the_same_weights_in_f32() {
 fn shapes_that_do_not_fit_are_named() {
     let backend = best(Dtype::F32);
     let parts = parts(NF4[3], false);
-    let matrix = backend.prepare_nf4(&parts).unwrap();
-    let mut y = backend.zeros(2, 128).unwrap();
-    let error = backend.nf4_dequantise(Nf4DequantiseArgs { y: &mut y, weight: &matrix, first_row: 2 }).unwrap_err();
-    assert_eq!(error.to_string(), "nf4_dequantise: first_row has shape [4], expected [3]");
     let other = Nf4Tensor::quantise(&host("other", &[2, 64], &floats(1, 128), Dtype::F32), false).unwrap();
     assert!(backend.prepare_nf4(&[parts[0].clone(), other]).is_err());
     assert!(backend.prepare_nf4(&[]).is_err());

@@ -23,6 +23,7 @@ mod kv_cache;
 mod layer_norm;
 mod linear;
 mod matrix;
+mod nf4;
 pub mod nvml;
 mod rms_norm;
 mod rope;

@@ -56,12 +56,7 @@ impl<T: Shaped> AttentionArgs<'_, T> {
         let rows = self.qkv.rows();
         expect("attention", "qkv", self.qkv, rows, self.heads.qkv_cols())?;
         expect("attention", "y", self.y, rows, self.heads.q_cols())?;
-        let ends_right = self.starts.first() == Some(&0) && self.starts.last().map(|&s| s as usize) == Some(rows);
-        if !ends_right || !self.starts.is_sorted() {
-            let found: Vec<usize> = self.starts.iter().map(|&s| s as usize).collect();
-            return Err(Error::shape("attention", "starts", &[0, rows], &found));
-        }
-        Ok(())
+        check_starts("attention", self.starts, rows)
     }
 }
 
@@ -74,4 +69,57 @@ pub trait Attention: Device {
     /// # Errors
     /// [`Error::Shape`].
     fn attention(&self, args: AttentionArgs<'_, Self::Tensor>) -> Result<()>;
+}
+
+/// Arguments of [`AttentionBackward::attention_backward`].
+#[derive(Debug)]
+pub struct AttentionBackwardArgs<'a, T> {
+    /// [rows, qkv_cols], written: gradients of the rotated q and k, and of v.
+    pub d_qkv: &'a mut T,
+    /// [rows, qkv_cols], what the forward pass was given.
+    pub qkv: &'a T,
+    /// [rows, heads * head_dim], what it gave.
+    pub y: &'a T,
+    /// [rows, heads * head_dim].
+    pub d_y: &'a T,
+    /// How qkv is cut.
+    pub heads: Heads,
+    /// First row of each sequence, then the number of rows.
+    pub starts: &'a [u32],
+    /// Factor on q·k.
+    pub scale: f32,
+}
+
+impl<T: Shaped> AttentionBackwardArgs<'_, T> {
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn check(&self) -> Result<()> {
+        let (rows, heads) = (self.qkv.rows(), self.heads);
+        expect("attention_backward", "qkv", self.qkv, rows, heads.qkv_cols())?;
+        expect("attention_backward", "d_qkv", self.d_qkv, rows, heads.qkv_cols())?;
+        expect("attention_backward", "y", self.y, rows, heads.q_cols())?;
+        expect("attention_backward", "d_y", self.d_y, rows, heads.q_cols())?;
+        check_starts("attention_backward", self.starts, rows)
+    }
+}
+
+/// With P = softmax(scale q k^T), computed again block by block (Dao et al. 2022, arXiv 2205.14135), and D = sum over columns of
+/// d_y y: dS = P (d_y v^T - D) scale; d_q = dS k; d_k = dS^T q; d_v = P^T d_y, the last two summed over the query heads that read
+/// a key head, in their order. f32.
+pub trait AttentionBackward: Device {
+    /// See the trait.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    fn attention_backward(&self, args: AttentionBackwardArgs<'_, Self::Tensor>) -> Result<()>;
+}
+
+/// `Err(Shape)` unless `starts` goes from 0 to `rows` without decreasing.
+fn check_starts(op: &'static str, starts: &[u32], rows: usize) -> Result<()> {
+    let ends_right = starts.first() == Some(&0) && starts.last().map(|&s| s as usize) == Some(rows);
+    if ends_right && starts.is_sorted() {
+        return Ok(());
+    }
+    let found: Vec<usize> = starts.iter().map(|&s| s as usize).collect();
+    Err(Error::shape(op, "starts", &[0, rows], &found))
 }

@@ -17,7 +17,9 @@ pub mod block_influence;
 pub mod cases;
 pub mod cols;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
+pub mod fill;
 pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
@@ -32,19 +34,23 @@ use crate::tensor::HostTensor;
 
 pub use adamw::{Adamw, AdamwArgs, AdamwStep};
 pub use argmax::{Argmax, ArgmaxArgs};
-pub use attention::{Attention, AttentionArgs, Heads};
+pub use attention::{Attention, AttentionArgs, AttentionBackward, AttentionBackwardArgs, Heads};
 pub use block_influence::{BlockInfluence, BlockInfluenceArgs};
 pub use cols::{AddColsArgs, Cols, TakeColsArgs};
-pub use cross_entropy::{CrossEntropy, CrossEntropyArgs, TokenLosses};
-pub use embedding::{Embedding, EmbeddingArgs};
+pub use cross_entropy::{
+    CrossEntropy, CrossEntropyArgs, CrossEntropyBackward, CrossEntropyBackwardArgs, Distillation, Teacher, TokenLosses,
+};
+pub use dropout::{Dropout, DropoutArgs, DropoutMask};
+pub use embedding::{Embedding, EmbeddingArgs, EmbeddingBackward, EmbeddingBackwardArgs};
+pub use fill::Fill;
 pub use kv_cache::{AttentionPagedArgs, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
-pub use layer_norm::{HeadNormArgs, LayerNorm, LayerNormArgs};
-pub use linear::{Linear, LinearArgs};
+pub use layer_norm::{HeadNormArgs, HeadNormBackwardArgs, LayerNorm, LayerNormArgs, LayerNormBackward, LayerNormBackwardArgs};
+pub use linear::{Linear, LinearArgs, LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs};
 pub use nf4::Nf4;
-pub use rms_norm::{RmsNorm, RmsNormArgs};
-pub use rope::{Rope, RopeArgs};
+pub use rms_norm::{RmsNorm, RmsNormArgs, RmsNormBackward, RmsNormBackwardArgs};
+pub use rope::{Rope, RopeArgs, RopeBackward};
 pub use rows::{GatherRowsArgs, Rows, ScatterRowsArgs};
-pub use swiglu::{Swiglu, SwigluArgs};
+pub use swiglu::{Swiglu, SwigluArgs, SwigluBackward, SwigluBackwardArgs};
 
 /// Shape of a device tensor.
 pub trait Shaped {
@@ -154,6 +160,37 @@ impl<T> Backend for T where
 {
 }
 
+/// A device that computes gradients too.
+pub trait TrainingBackend:
+    Backend
+    + AttentionBackward
+    + CrossEntropyBackward
+    + Dropout
+    + EmbeddingBackward
+    + Fill
+    + LayerNormBackward
+    + LinearBackward
+    + RmsNormBackward
+    + RopeBackward
+    + SwigluBackward
+{
+}
+
+impl<T> TrainingBackend for T where
+    T: Backend
+        + AttentionBackward
+        + CrossEntropyBackward
+        + Dropout
+        + EmbeddingBackward
+        + Fill
+        + LayerNormBackward
+        + LinearBackward
+        + RmsNormBackward
+        + RopeBackward
+        + SwigluBackward
+{
+}
+
 /// Names of all ops, as files, tests and `bench ops` spell them.
 pub const ALL: &[&str] = &[
     "adamw",
@@ -175,6 +212,23 @@ pub const ALL: &[&str] = &[
     "squared_norm",
     "swiglu",
     "take_cols",
+];
+
+/// Names of the ops that only training uses.
+pub const TRAINING: &[&str] = &[
+    "attention_backward",
+    "cross_entropy_backward",
+    "dropout",
+    "embedding_backward",
+    "fill",
+    "head_norm_backward",
+    "layer_norm_backward",
+    "linear_backward_bias",
+    "linear_backward_input",
+    "linear_backward_weight",
+    "rms_norm_backward",
+    "rope_backward",
+    "swiglu_backward",
 ];
 
 /// `Err(Shape)` unless `tensor` is [rows, cols].

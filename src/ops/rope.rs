@@ -43,3 +43,12 @@ pub trait Rope: Device {
     /// [`Error::Shape`].
     fn rope(&self, args: RopeArgs<'_, Self::Tensor>) -> Result<()>;
 }
+
+/// (a, b) -> (a cos + b sin, b cos - a sin): the inverse rotation, which is its transpose. In place, f32.
+pub trait RopeBackward: Device {
+    /// `x` holds the gradient of the rotated columns and becomes that of the columns before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    fn rope_backward(&self, args: RopeArgs<'_, Self::Tensor>) -> Result<()>;
+}

@@ -95,7 +95,7 @@ fn log_sum(chunks: impl Iterator<Item = (f32, f32)> + Clone) -> (f64, f64) {
 }
 
 /// f64 to f32, rounded.
-fn narrow(x: f64) -> f32 {
+pub(super) fn narrow(x: f64) -> f32 {
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is what is wanted")]
     let narrow = x as f32;
     narrow

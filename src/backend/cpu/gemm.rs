@@ -65,7 +65,7 @@ impl Form {
 
     /// Rows a block has at most: as many sums as registers hold beside what the micro-kernel of this form needs.
     #[inline(always)]
-    const fn block_rows<S: Simd>(self) -> usize {
+    pub(super) const fn block_rows<S: Simd>(self) -> usize {
         match self {
             Self::F32 | Self::Pairs => S::MAX_ROWS,
             Self::F32Even | Self::RoundedEven => S::MAX_ROWS_OF_PAIRS,

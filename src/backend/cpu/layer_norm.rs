@@ -9,7 +9,7 @@ use crate::ops::{HeadNormArgs, LayerNorm, LayerNormArgs, Shaped};
 
 /// (mean, 1 / sqrt(variance + eps)).
 #[inline(always)]
-fn statistics<S: Simd>(s: S, x: &[f32], eps: f32) -> (f32, f32) {
+pub(super) fn statistics<S: Simd>(s: S, x: &[f32], eps: f32) -> (f32, f32) {
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut sum = s.load_part(rest, 0.0);
     for x in chunks {

@@ -122,6 +122,21 @@ fn finish<S: Simd>(s: S, mut sum: S::V, bias: Option<&[f32]>, accumulate: bool, 
     }
 }
 
+/// One product: y\[r, n\] = sum over k of x\[r, k\] w\[n, k\] (+ bias\[n\]) (+ y\[r, n\]).
+pub(super) struct Product<'a> {
+    /// [rows, outputs].
+    pub(super) y: &'a mut [f32],
+    /// [rows, cols].
+    pub(super) x: &'a [f32],
+    pub(super) rows: usize,
+    /// [outputs, cols].
+    pub(super) packed: &'a Packed,
+    pub(super) outputs: usize,
+    pub(super) cols: usize,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) accumulate: bool,
+}
+
 impl Linear for CpuBackend {
     fn linear(&self, args: LinearArgs<'_, Tensor, super::Matrix>) -> Result<()> {
         args.check()?;
@@ -130,27 +145,36 @@ impl Linear for CpuBackend {
         if rows == 0 || outputs == 0 {
             return Ok(());
         }
-        let packed = weight.packed(self)?;
+        let (packed, bias) = (weight.packed(self)?, bias.map(|bias| bias.data.as_slice()));
+        self.multiply(Product { y: &mut y.data, x: &x.data, rows, packed, outputs, cols, bias, accumulate });
+        Ok(())
+    }
+}
+
+impl CpuBackend {
+    /// The product; rows and outputs are not 0.
+    pub(super) fn multiply(&self, product: Product<'_>) {
+        let Product { y, x, rows, packed, outputs, cols, bias, accumulate } = product;
+        let all_panels = outputs.div_ceil(PANEL);
         let form = Form::of(packed, self.compute, self.isa);
-        let bias = bias.map(|bias| bias.data.as_slice());
         let threads = self.pool.threads();
         let lines = form.lines(cols);
         let height = group_rows(rows, lines, threads);
         let groups = rows.div_ceil(height);
         let isa = self.isa;
-        let one_task = Part { isa, form, packed, cols, x: X::Rows(&x.data), panels: 0..0, y: Vec::new(), bias, accumulate };
+        let one_task = Part { isa, form, packed, cols, x: X::Rows(x), panels: 0..0, y: Vec::new(), bias, accumulate };
         if groups >= 2 * threads {
-            let parts = (0..groups).zip(group_slices(&mut y.data, rows, outputs, groups)).map(|(group, y)| {
+            let parts = (0..groups).zip(group_slices(y, rows, outputs, groups)).map(|(group, y)| {
                 let rows = share(rows, groups, group);
-                Part { x: X::Rows(&x.data[rows.start * cols..rows.end * cols]), panels: 0..weight.panels(), y, ..one_task.like() }
+                Part { x: X::Rows(&x[rows.start * cols..rows.end * cols]), panels: 0..all_panels, y, ..one_task.like() }
             });
             self.pool.each(parts, |_, part| isa.run(part));
-            return Ok(());
+            return;
         }
         // Few rows: packed once, panels shared.
         let panel_work = rows.div_ceil(groups) * cols * PANEL;
-        let ranges = (groups * weight.panels() * panel_work).div_ceil(TASK_MULTIPLICATIONS).div_ceil(groups);
-        let ranges = ranges.next_multiple_of(threads).min((4 * threads).div_ceil(groups)).clamp(1, weight.panels());
+        let ranges = (groups * all_panels * panel_work).div_ceil(TASK_MULTIPLICATIONS).div_ceil(groups);
+        let ranges = ranges.next_multiple_of(threads).min((4 * threads).div_ceil(groups)).clamp(1, all_panels);
         let mut scratch = Scratch::lend(rows * lines, 0);
         let shared = scratch.parts().0;
         let mut rest = &mut *shared;
@@ -158,7 +182,7 @@ impl Linear for CpuBackend {
             let group = share(rows, groups, group);
             let (out, after) = std::mem::take(&mut rest).split_at_mut(group.len() * lines);
             rest = after;
-            let x = &x.data[group.start * cols..group.end * cols];
+            let x = &x[group.start * cols..group.end * cols];
             PackRows { form, x, cols, rows: group.len(), out }
         });
         if rows * cols < PACK_ALONE {
@@ -168,14 +192,14 @@ impl Linear for CpuBackend {
         }
         let shared = &*shared;
         let mut parts = Vec::with_capacity(groups * ranges);
-        let mut y = y.data.chunks_exact_mut(outputs);
+        let mut y = y.chunks_exact_mut(outputs);
         for group in 0..groups {
             let rows = share(rows, groups, group);
             let x = X::Packed(&shared[rows.start * lines..rows.end * lines]);
             let first = parts.len();
             parts.extend((0..ranges).map(|range| Part {
                 x,
-                panels: share(weight.panels(), ranges, range),
+                panels: share(all_panels, ranges, range),
                 y: Vec::with_capacity(rows.len()),
                 ..one_task.like()
             }));
@@ -189,7 +213,6 @@ impl Linear for CpuBackend {
             }
         }
         self.pool.each(parts, |_, part| isa.run(part));
-        Ok(())
     }
 }
 

@@ -4,11 +4,11 @@
 //! side: f32 as [K][32], bf16 as [K / 2][32][2] (odd K ends in a zero). Packing happens once, on first use, over all
 //! threads, and looks at every weight: one that is not finite is named.
 
-use super::CpuBackend;
 use super::pool::Pool;
 use super::simd::{LANES, Line, PairLine};
+use super::{CpuBackend, Tensor, transpose};
 use crate::error::{Error, Result};
-use crate::ops::Shaped;
+use crate::ops::{Shaped, expect};
 use crate::tensor::{Dtype, HostTensor};
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::{bf16, f16};
@@ -27,6 +27,8 @@ pub struct Matrix {
     rows: usize,
     cols: usize,
     packed: OnceLock<Packed>,
+    /// The transpose, once a gradient needed it.
+    transposed: OnceLock<Packed>,
     packing: Mutex<()>,
 }
 
@@ -83,7 +85,38 @@ impl Matrix {
                 _ => return Err(Error::shape("prepare", "parts", &[0, cols], &part.shape)),
             }
         }
-        Ok(Self { parts: parts.to_vec(), rows, cols, packed: OnceLock::new(), packing: Mutex::new(()) })
+        Ok(Self { parts: parts.to_vec(), rows, cols, ..Self::empty() })
+    }
+
+    fn empty() -> Self {
+        let (packed, transposed, packing) = (OnceLock::new(), OnceLock::new(), Mutex::new(()));
+        Self { parts: Vec::new(), rows: 0, cols: 0, packed, transposed, packing }
+    }
+
+    /// From tensors with equal columns, stacked: packed at once, since they may change.
+    pub(super) fn from_tensors(backend: &CpuBackend, parts: &[&Tensor]) -> Result<Self> {
+        let cols = parts.first().map_or(0, |part| part.cols);
+        let mut rows = 0;
+        for part in parts {
+            expect("prepare_tensors", "parts", *part, part.rows, cols)?;
+            rows += part.rows;
+        }
+        let packed = OnceLock::from(transpose::pack_tensors(backend, parts, rows, cols)?);
+        Ok(Self { rows, cols, packed, ..Self::empty() })
+    }
+
+    /// The packed form of the transpose, made now if this is its first use.
+    pub(super) fn transposed(&self, backend: &CpuBackend) -> Result<&Packed> {
+        if let Some(transposed) = self.transposed.get() {
+            return Ok(transposed);
+        }
+        let packed = self.packed(backend)?;
+        let _turn = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(transposed) = self.transposed.get() {
+            return Ok(transposed);
+        }
+        let transposed = transpose::transposed(packed, self.rows, self.cols, &backend.pool)?;
+        Ok(self.transposed.get_or_init(|| transposed))
     }
 
     pub(super) fn panels(&self) -> usize {
@@ -112,6 +145,8 @@ impl Matrix {
     pub(super) fn copy_row(&self, row: usize, out: &mut [f32]) {
         if let Some((dtype, bytes)) = self.row_bytes(row) {
             decode(dtype, bytes, out);
+        } else if let (true, Some(packed)) = (self.parts.is_empty(), self.packed.get()) {
+            transpose::unpack_row(packed, row, out);
         }
     }
 
@@ -193,7 +228,7 @@ impl Matrix {
 }
 
 /// Zeroed memory of `lines` lines, in large pages where there are some.
-fn map_lines(lines: usize) -> Result<MmapMut> {
+pub(super) fn map_lines(lines: usize) -> Result<MmapMut> {
     let bytes = lines.saturating_mul(size_of::<Line>());
     let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Device {
         problem: format!("not enough memory for {bytes} bytes of weights"),
@@ -239,7 +274,7 @@ fn pairs_of_row(dtype: Dtype, row: &[u8], start: usize) -> ([u32; LANES], bool) 
 }
 
 /// Some 256 KiB of panels.
-fn panels_per_task(lines: usize) -> usize {
+pub(super) fn panels_per_task(lines: usize) -> usize {
     (2048 / lines.max(1)).max(1)
 }
 

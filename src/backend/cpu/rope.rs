@@ -3,7 +3,7 @@
 use super::simd::{Kernel, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;
-use crate::ops::{Rope, RopeArgs, Shaped};
+use crate::ops::{Rope, RopeArgs, RopeBackward, Shaped};
 
 struct Rows<'a> {
     x: &'a mut [f32],
@@ -13,6 +13,8 @@ struct Rows<'a> {
     sin: &'a Tensor,
     positions: &'a [u32],
     interleaved: bool,
+    /// 1, or -1 for the inverse rotation.
+    direction: f32,
 }
 
 #[inline(always)]
@@ -31,12 +33,12 @@ impl Kernel for Rows<'_> {
             for head in row.chunks_exact_mut(2 * half).take(self.heads) {
                 if self.interleaved {
                     for (([a, b], &cos), &sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
-                        rotate(a, b, cos, sin);
+                        rotate(a, b, cos, self.direction * sin);
                     }
                 } else {
                     let (a, b) = head.split_at_mut(half);
                     for (((a, b), &cos), &sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                        rotate(a, b, cos, sin);
+                        rotate(a, b, cos, self.direction * sin);
                     }
                 }
             }
@@ -44,8 +46,8 @@ impl Kernel for Rows<'_> {
     }
 }
 
-impl Rope for CpuBackend {
-    fn rope(&self, args: RopeArgs<'_, Tensor>) -> Result<()> {
+impl CpuBackend {
+    fn rotate(&self, args: RopeArgs<'_, Tensor>, direction: f32) -> Result<()> {
         args.check()?;
         let RopeArgs { x, heads, cos, sin, positions, interleaved } = args;
         let cols = x.cols();
@@ -55,8 +57,20 @@ impl Rope for CpuBackend {
         let per_task = self.pool.rows_per_task(x.rows(), cols);
         self.pool.chunks(&mut x.data, cols * per_task, |first, x| {
             let positions = &positions[first / cols..];
-            self.isa.run(Rows { x, cols, heads, cos, sin, positions, interleaved });
+            self.isa.run(Rows { x, cols, heads, cos, sin, positions, interleaved, direction });
         });
         Ok(())
+    }
+}
+
+impl Rope for CpuBackend {
+    fn rope(&self, args: RopeArgs<'_, Tensor>) -> Result<()> {
+        self.rotate(args, 1.0)
+    }
+}
+
+impl RopeBackward for CpuBackend {
+    fn rope_backward(&self, args: RopeArgs<'_, Tensor>) -> Result<()> {
+        self.rotate(args, -1.0)
     }
 }

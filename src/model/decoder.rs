@@ -106,6 +106,52 @@ impl<B: Backend> Decoder<B> {
         self.lora.as_ref().and_then(|lora| lora.layers.get(layer))
     }
 
+    /// Takes the adapter away.
+    pub fn take_lora(&mut self) -> Option<Lora<B>> {
+        self.lora.take()
+    }
+
+    /// The adapter in use, to be changed.
+    pub fn lora_mut(&mut self) -> Option<&mut Lora<B>> {
+        self.lora.as_mut()
+    }
+
+    /// Weights of a layer, to be changed; it stays resident from now on, since the folder no longer has them.
+    ///
+    /// # Errors
+    /// As [`LayerWeights::load`].
+    pub fn layer_mut(&mut self, layer: usize) -> Result<&mut LayerWeights<B>> {
+        self.residency = Residency::Resident;
+        // Whoever still holds the weights keeps them as they were.
+        let shared = self.layers[layer].get_mut().is_some_and(|weights| Arc::get_mut(weights).is_none());
+        if shared {
+            self.layers[layer] = OnceLock::new();
+        }
+        self.layer(layer)?;
+        let missing = || Error::request(format!("layer {layer} is in use and cannot be changed"));
+        self.layers[layer].get_mut().and_then(Arc::get_mut).ok_or_else(missing)
+    }
+
+    /// Another embedding, which is the head too where they are tied.
+    pub fn set_embed(&mut self, embed: B::Matrix) {
+        self.embed = embed;
+    }
+
+    /// Another head; an untied model's only.
+    pub fn set_head(&mut self, head: B::Matrix) {
+        self.head = Some(head);
+    }
+
+    /// Weight of the final norm: [1, hidden_size].
+    pub fn final_norm(&self) -> &B::Tensor {
+        &self.final_norm
+    }
+
+    /// The same, to be changed.
+    pub fn final_norm_mut(&mut self) -> &mut B::Tensor {
+        &mut self.final_norm
+    }
+
     /// Weights of a layer, made now if they are not resident.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ pub mod rotary;
 pub mod safetensors;
 pub mod shard_index;
 pub mod tensor_set;
+pub mod train;
 mod unique_map;
 
 pub use adapter::{Adapter, AdapterConfig};

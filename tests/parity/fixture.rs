@@ -35,6 +35,12 @@ impl Fixture {
         (view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(), view.shape().to_vec())
     }
 
+    /// Names that begin with `prefix`.
+    pub(crate) fn names(&self, prefix: &str) -> Vec<String> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        file.names().into_iter().filter(|name| name.starts_with(prefix)).map(String::from).collect()
+    }
+
     fn integers(&self, name: &str) -> Vec<Vec<i64>> {
         let file = SafeTensors::deserialize(&self.bytes).unwrap();
         let view = file.tensor(name).unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::cast_precision_loss, reason = "counts in tests are small")]
 
 mod fixture;
+mod gradients;
 mod invariance;
 mod lora;
 mod nf4;

@@ -1,0 +1,331 @@
+//! The decoder with gradients: a forward pass that keeps each layer's input, and a backward pass that computes a layer's
+//! activations again, then its gradients, from the last layer to the first. No tape: `layer.rs` is both passes of a layer, written
+//! out. Knows nothing of optimisers and data.
+
+mod layer;
+mod objective;
+mod parameter;
+
+pub use objective::{BatchLoss, BatchTargets, Objective};
+pub use parameter::{LoraSpec, Parameter, Trainable};
+
+use super::batch::Batch;
+use super::block::{Scratch, norm};
+use super::config::Architecture;
+use super::decoder::Decoder;
+use super::layer_plan::LayerPlan;
+use super::layer_weights::LayerWeights;
+use super::linear_name::{LinearName, Stack};
+use super::lora::{Lora, LoraPair};
+use crate::error::{Error, Result};
+use crate::ops::{
+    AddColsArgs, CrossEntropyBackwardArgs, DropoutMask, EmbeddingBackwardArgs, GatherRowsArgs, LayerNormBackwardArgs,
+    RmsNormBackwardArgs, ScatterRowsArgs, Shaped, TokenLosses, TrainingBackend,
+};
+use layer::{Activations, Need, Pass};
+use parameter::{Parameters, Place};
+
+/// A decoder some of whose parameters are trained.
+pub struct Differentiable<B: TrainingBackend> {
+    decoder: Decoder<B>,
+    plan: LayerPlan,
+    parameters: Parameters<B>,
+    lora: Option<LoraSpec>,
+    seed: u64,
+    passes: u64,
+    scratch: Scratch<B>,
+    activations: Activations<B>,
+    /// The input of each layer, kept from call to call so that memory is taken from the system once.
+    inputs: Vec<B::Tensor>,
+}
+
+impl<B: TrainingBackend> Differentiable<B> {
+    /// Parameters with the folder's values; LoRA pairs as PEFT begins them, drawn from `seed`. `plan`: the layers that run.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for options that cannot be; [`Error::Data`] for a missing tensor; [`Error::Device`] when memory is short.
+    pub fn new(decoder: Decoder<B>, plan: LayerPlan, trainable: Trainable, seed: u64) -> Result<Self> {
+        let parameters = Parameters::new(decoder.backend(), decoder.folder(), &plan, &trainable, seed)?;
+        let lora = match trainable {
+            Trainable::Lora(spec) => Some(spec),
+            Trainable::Full | Trainable::Layers { .. } => None,
+        };
+        let (scratch, activations) = (Scratch::new(decoder.backend())?, Activations::new(decoder.backend())?);
+        let mut new = Self { decoder, plan, parameters, lora, seed, passes: 0, scratch, activations, inputs: Vec::new() };
+        if new.lora.is_some() {
+            let layers = new.decoder.config().num_hidden_layers;
+            new.decoder.set_lora(Some(Lora::empty(layers)))?;
+        }
+        new.refresh()?;
+        Ok(new)
+    }
+
+    /// The decoder with the parameters' values as of the last [`refresh`](Self::refresh), adapter included.
+    pub fn decoder(&self) -> &Decoder<B> {
+        &self.decoder
+    }
+
+    /// The layers that run.
+    pub fn plan(&self) -> &LayerPlan {
+        &self.plan
+    }
+
+    /// The parameters, always in the same order.
+    pub fn parameters(&self) -> &[Parameter<B>] {
+        &self.parameters.list
+    }
+
+    /// The same, to be changed; [`refresh`](Self::refresh) after that.
+    pub fn parameters_mut(&mut self) -> &mut [Parameter<B>] {
+        &mut self.parameters.list
+    }
+
+    /// The device and the parameters to be changed, together.
+    pub fn backend_and_parameters(&mut self) -> (&B, &mut [Parameter<B>]) {
+        (self.decoder.backend(), &mut self.parameters.list)
+    }
+
+    /// How many batches were accumulated so far: what dropout masks depend on, besides the seed. Part of a saved state.
+    pub fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    /// Goes on as if so many batches had been accumulated.
+    pub fn set_passes(&mut self, passes: u64) {
+        self.passes = passes;
+    }
+
+    /// All gradients 0.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn zero_grads(&mut self) -> Result<()> {
+        for parameter in &mut self.parameters.list {
+            self.decoder.backend().fill(&mut parameter.grad, 0.0)?;
+        }
+        Ok(())
+    }
+
+    /// Carries the parameters' values into the decoder. To be called after every change.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when memory is short; [`Error::Data`] for a missing tensor.
+    pub fn refresh(&mut self) -> Result<()> {
+        let Self { decoder, parameters, plan, lora, .. } = self;
+        if let Some(embed) = parameters.at(Place::Embed) {
+            let embed = decoder.backend().prepare_tensors(&[&embed.value])?;
+            decoder.set_embed(embed);
+        }
+        if let (Some(head), false) = (parameters.at(Place::Head), decoder.config().tie_word_embeddings) {
+            let head = decoder.backend().prepare_tensors(&[&head.value])?;
+            decoder.set_head(head);
+        }
+        if let Some(norm) = parameters.at(Place::FinalNorm) {
+            let fresh = copied(decoder.backend(), &norm.value)?;
+            *decoder.final_norm_mut() = fresh;
+        }
+        for &layer in plan.kept() {
+            if let Some(spec) = lora {
+                refresh_lora(decoder, parameters, layer, spec.scale())?;
+            } else if parameters.at(Place::InputNorm(layer)).is_some() {
+                refresh_layer(decoder, parameters, layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The kept layer at which the backward pass may end, and whether it goes on to the embedding.
+    fn first_layer(&self) -> (usize, bool) {
+        let embed = self.parameters.at(Place::Embed).is_some();
+        let trained = |&layer: &usize| {
+            self.parameters.at(Place::InputNorm(layer)).is_some()
+                || LinearName::ALL.into_iter().any(|name| self.parameters.at(Place::LoraA(layer, name)).is_some())
+        };
+        let kept = self.plan.kept();
+        (if embed { 0 } else { kept.iter().position(trained).unwrap_or(kept.len()) }, embed)
+    }
+
+    /// One batch forward and backward: adds d(scale * sum over targets of the objective)/dp to every parameter's gradient.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn accumulate(
+        &mut self,
+        batch: &Batch,
+        targets: BatchTargets<'_>,
+        objective: &Objective<'_, B>,
+        scale: f32,
+    ) -> Result<BatchLoss> {
+        let (first, to_embedding) = self.first_layer();
+        let mask = self.lora.as_ref().map(|spec| DropoutMask { seed: self.seed, stream: 0, probability: spec.dropout });
+        let mask = mask.filter(|mask| mask.probability > 0.0);
+        let layers = self.decoder.config().num_hidden_layers * LinearName::ALL.len();
+        let pass = Pass { decoder: &self.decoder, batch, mask, first_stream: self.passes * layers as u64 };
+        let (backend, config) = (self.decoder.backend(), self.decoder.config());
+        let mut x = match self.parameters.at(Place::Embed) {
+            None => self.decoder.embed(&batch.ids)?,
+            Some(embed) => {
+                let mut x = backend.zeros(batch.rows(), config.hidden_size)?;
+                backend.gather_rows(GatherRowsArgs { y: &mut x, x: &embed.value, rows: &batch.ids })?;
+                x
+            }
+        };
+        let kept = self.plan.kept();
+        while self.inputs.len() < kept.len() - first {
+            self.inputs.push(backend.zeros(0, 0)?);
+        }
+        for (index, &layer) in kept.iter().enumerate() {
+            if index >= first {
+                let input = &mut self.inputs[index - first];
+                backend.resize(input, x.rows(), x.cols())?;
+                backend.copy(input, &x)?;
+            }
+            let weights = self.decoder.layer(layer)?;
+            pass.forward(&weights, &mut x, &mut self.activations, Need::Output)?;
+        }
+        // The rows of the targets through norm and head, and back.
+        let count = targets.rows.len();
+        let mut picked = backend.zeros(count, config.hidden_size)?;
+        backend.gather_rows(GatherRowsArgs { y: &mut picked, x: &x, rows: targets.rows })?;
+        let mut normed = backend.zeros(count, config.hidden_size)?;
+        norm(backend, config, &mut normed, &picked, self.decoder.final_norm())?;
+        let mut d_normed = backend.zeros(count, config.hidden_size)?;
+        let losses = backend.cross_entropy_backward(CrossEntropyBackwardArgs {
+            d_x: &mut d_normed,
+            d_head: self.parameters.grad(Place::Head),
+            x: &normed,
+            head: self.decoder.head(),
+            targets: targets.tokens,
+            logit_scale: config.logit_scale,
+            scale,
+            distillation: objective.distillation(),
+        })?;
+        // `normed` is done with: its memory becomes the gradient of `picked`.
+        backend.fill(&mut normed, 0.0)?;
+        let d_picked = &mut normed;
+        let d_weight = self.parameters.grad(Place::FinalNorm);
+        norm_backward(&self.decoder, d_picked, d_weight, &picked, self.decoder.final_norm(), &d_normed)?;
+        let mut d = x;
+        backend.fill(&mut d, 0.0)?;
+        backend.scatter_rows(ScatterRowsArgs { y: &mut d, x: d_picked, rows: targets.rows })?;
+        for (index, &layer) in kept.iter().enumerate().skip(first).rev() {
+            let weights = self.decoder.layer(layer)?;
+            let input = &self.inputs[index - first];
+            let need = index > first || to_embedding;
+            pass.backward(&weights, input, &mut d, &mut self.activations, &mut self.parameters, need)?;
+        }
+        if let Some(d_table) = self.parameters.grad(Place::Embed) {
+            backend.embedding_backward(EmbeddingBackwardArgs { d_table, d_y: &d, ids: &batch.ids })?;
+        }
+        self.passes += 1;
+        Ok(objective.sums(losses))
+    }
+
+    /// Losses without gradients and without dropout; KL against `reference` (normed hidden states of the same width) where given.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    pub fn losses(&mut self, batch: &Batch, targets: BatchTargets<'_>, reference: Option<&B::Tensor>) -> Result<TokenLosses> {
+        let x = self.decoder.forward(batch, &self.plan, &mut self.scratch, |_, _| Ok(()))?;
+        self.decoder.losses(&self.decoder.normed_rows(&x, targets.rows)?, targets.tokens, reference)
+    }
+
+    /// Normed hidden states of the frozen model under its own plan, the adapter left out: a teacher that costs no second copy.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where there is no frozen model; those of the ops.
+    pub fn frozen_states(&mut self, batch: &Batch, plan: &LayerPlan, rows: &[u32]) -> Result<B::Tensor> {
+        if self.lora.is_none() {
+            return Err(Error::request("the model cannot be its own teacher while its weights are trained")
+                .with_help("give the teacher as another folder, or train LoRA pairs"));
+        }
+        let lora = self.decoder.take_lora();
+        let x = self.decoder.forward(batch, plan, &mut self.scratch, |_, _| Ok(()));
+        self.decoder.set_lora(lora)?;
+        self.decoder.normed_rows(&x?, rows)
+    }
+}
+
+/// A tensor of its own with the same values.
+fn copied<B: TrainingBackend>(backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
+    let mut y = backend.zeros(x.rows(), x.cols())?;
+    backend.copy(&mut y, x)?;
+    Ok(y)
+}
+
+/// The layer's LoRA pairs from the parameters' values.
+fn refresh_lora<B: TrainingBackend>(
+    decoder: &mut Decoder<B>,
+    parameters: &Parameters<B>,
+    layer: usize,
+    scale: f32,
+) -> Result<()> {
+    for name in LinearName::ALL {
+        let pair = parameters.at(Place::LoraA(layer, name)).zip(parameters.at(Place::LoraB(layer, name)));
+        let Some((a, b)) = pair else { continue };
+        let backend = decoder.backend();
+        let pair = LoraPair { a: backend.prepare_tensors(&[&a.value])?, b: backend.prepare_tensors(&[&b.value])?, scale };
+        if let Some(lora) = decoder.lora_mut().and_then(|lora| lora.layers.get_mut(layer)) {
+            lora.set(name, pair);
+        }
+    }
+    Ok(())
+}
+
+/// The layer's weights from the parameters' values.
+fn refresh_layer<B: TrainingBackend>(decoder: &mut Decoder<B>, parameters: &Parameters<B>, layer: usize) -> Result<()> {
+    let config = decoder.config().clone();
+    let value = |place| parameters.at(place).map(|parameter| &parameter.value);
+    for stack in Stack::ALL {
+        let values: Vec<&B::Tensor> = stack.linears().iter().filter_map(|&name| value(Place::Weight(layer, name))).collect();
+        let matrix = decoder.backend().prepare_tensors(&values)?;
+        let mut bias = None;
+        for &name in stack.linears() {
+            let Some(part) = value(Place::Bias(layer, name)) else { continue };
+            let backend = decoder.backend();
+            let cols = stack.linears().iter().map(|name| name.shape(&config)[0]).sum();
+            let whole = match &mut bias {
+                Some(whole) => whole,
+                none => none.insert(backend.zeros(1, cols)?),
+            };
+            backend.add_cols(AddColsArgs { y: whole, x: part, first_col: name.first_col(&config), scale: 1.0 })?;
+        }
+        let weights = decoder.layer_mut(layer)?;
+        match stack {
+            Stack::Qkv => (weights.qkv, weights.qkv_bias) = (matrix, bias),
+            Stack::O => (weights.o, weights.o_bias) = (matrix, bias),
+            Stack::GateUp => (weights.gate_up, weights.gate_up_bias) = (matrix, bias),
+            Stack::Down => (weights.down, weights.down_bias) = (matrix, bias),
+        }
+    }
+    let fresh = |place| value(place).map(|value| copied(decoder.backend(), value)).transpose();
+    let (input_norm, post_norm) = (fresh(Place::InputNorm(layer))?, fresh(Place::PostNorm(layer))?);
+    let qk_norm = fresh(Place::QNorm(layer))?.zip(fresh(Place::KNorm(layer))?);
+    let weights: &mut LayerWeights<B> = decoder.layer_mut(layer)?;
+    if let Some(input_norm) = input_norm {
+        weights.input_norm = input_norm;
+    }
+    weights.post_norm = post_norm;
+    weights.qk_norm = qk_norm.map(|(q, k)| [q, k]);
+    Ok(())
+}
+
+/// The family's norm, backward: d_x is added to.
+fn norm_backward<B: TrainingBackend>(
+    decoder: &Decoder<B>,
+    d_x: &mut B::Tensor,
+    d_weight: Option<&mut B::Tensor>,
+    x: &B::Tensor,
+    weight: &B::Tensor,
+    d_y: &B::Tensor,
+) -> Result<()> {
+    let eps = decoder.config().norm_eps;
+    match decoder.config().architecture {
+        Architecture::Llama | Architecture::Qwen2 => {
+            decoder.backend().rms_norm_backward(RmsNormBackwardArgs { d_x, d_weight, x, weight, d_y, eps })
+        }
+        Architecture::Cohere => {
+            decoder.backend().layer_norm_backward(LayerNormBackwardArgs { d_x, d_weight, x, weight, d_y, eps })
+        }
+    }
+}

@@ -143,6 +143,7 @@ fn check_by_differences(what: &str, model: &mut Model, objective: &Objective<'_,
         let size = original.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let step = 2e-3 * size.max(0.1);
         let at = |model: &mut Model, distance: f64| {
+            #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
             let moved: Vec<f32> = original
                 .iter()
                 .zip(grad)

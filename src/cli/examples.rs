@@ -40,6 +40,17 @@ pub(super) fn prune() -> String {
     ])
 }
 
+pub(super) fn merge() -> String {
+    examples(&[
+        "prunectl merge smaller adapter --out recovered",
+        "prunectl merge smaller adapter --out recovered --base-dtype nf4 --dtype bf16 --data test.jsonl",
+    ])
+}
+
+pub(super) fn quantize() -> String {
+    examples(&["prunectl quantize smaller --out smaller-nf4 --double-quant"])
+}
+
 pub(super) fn eval() -> String {
     examples(&[
         "prunectl eval smollm2 --data test.jsonl",

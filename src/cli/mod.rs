@@ -12,8 +12,10 @@ mod generate_args;
 mod import;
 mod inspect;
 pub mod layers;
+mod merge;
 mod meter;
 mod prune;
+mod quantize;
 mod reporter;
 mod scan;
 mod score;
@@ -87,6 +89,10 @@ enum Command {
     Eval(eval::Eval),
     #[command(after_help = examples::translate())]
     Translate(translate::Translate),
+    #[command(after_help = examples::merge())]
+    Merge(merge::Merge),
+    #[command(after_help = examples::quantize())]
+    Quantize(quantize::Quantize),
     #[command(after_help = examples::score())]
     Score(score::Score),
     #[command(after_help = examples::bench())]
@@ -108,6 +114,8 @@ impl Command {
             Self::Prune(c) => c.run(ui),
             Self::Eval(c) => c.run(ui),
             Self::Translate(c) => c.run(ui),
+            Self::Merge(c) => c.run(ui),
+            Self::Quantize(c) => c.run(ui),
             Self::Score(c) => c.run(ui),
             Self::Bench(c) => c.run(ui),
             Self::Doctor(c) => c.run(ui),

@@ -243,6 +243,13 @@ fn count(files: &WeightFiles, model: Option<&ModelFolder>, report: &mut Report) 
         report.parameters_per_layer = by_layer.into_values().collect();
     }
     report.parameters = Some(parameters);
+    if let Some(model) = model.filter(|model| model.nf4().len() > 0) {
+        // Bytes of codes are not parameters.
+        let layers: Vec<u64> = (0..model.config.num_hidden_layers).map(|layer| model.layer_parameters(layer)).collect();
+        report.parameters = Some(model.parameters());
+        report.parameters_outside_layers = Some(model.parameters().saturating_sub(layers.iter().sum()));
+        report.parameters_per_layer = layers;
+    }
     report.bytes = Some(bytes);
 }
 

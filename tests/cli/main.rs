@@ -7,10 +7,12 @@ mod eval;
 mod general;
 mod import;
 mod inspect;
+mod merge;
 #[path = "../files/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of files, which use the rest")]
 mod models;
 mod prune;
+mod quantize;
 mod scan;
 mod score;
 mod shell;

@@ -29,7 +29,7 @@ const WEIGHTS: [&str; 13] = [
 const LARGEST: u64 = 256 << 20;
 
 /// Copies the files but for `own`, the model's weight files, and gives the names of those copied and of those left behind, each sorted.
-pub(super) fn copy(
+pub(in crate::tasks) fn copy(
     model: &Path,
     folder: &Path,
     own: &[String],

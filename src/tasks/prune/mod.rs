@@ -3,7 +3,7 @@
 //! Tensors pass through a buffer of a few MiB, never as a whole. All is written beside the target and renamed to it when
 //! it has been opened again and found right; until then nothing exists there, or what did is untouched.
 
-mod carry;
+pub(super) mod carry;
 mod config;
 pub mod probe;
 mod weights;
@@ -244,18 +244,24 @@ fn provenance(request: &Request, model: &ModelFolder, fingerprint: &str, plan: &
     if let Some(scan) = scan {
         set("scan", scan);
     }
-    let earlier = request.model.join(PROVENANCE);
+    let mut record = Value::Object(record);
+    insert_before(&request.model.join(PROVENANCE), &mut record)?;
+    Ok(record)
+}
+
+/// Puts the content of an earlier prunectl.json, where there is one, into `record` as `before`: as it stands; what is not
+/// JSON is refused rather than dropped.
+pub(super) fn insert_before(earlier: &Path, record: &mut Value) -> Result<()> {
     if earlier.exists() {
-        // Whatever it holds is carried as it stands; what is not JSON is refused rather than dropped.
-        let value: Value = serde_json::from_str(&io::read_text(&earlier)?)
-            .map_err(|e| Error::data(&earlier, "", format!("not valid JSON: {e}")))?;
-        set("before", value);
+        let value: Value = serde_json::from_str(&io::read_text(earlier)?)
+            .map_err(|e| Error::data(earlier, "", format!("not valid JSON: {e}")))?;
+        record["before"] = value;
     }
-    Ok(Value::Object(record))
+    Ok(())
 }
 
 /// `path` in the temporary folder, called `name` in messages.
-fn write_json(path: &Path, name: &Path, value: &Value) -> Result<()> {
+pub(super) fn write_json(path: &Path, name: &Path, value: &Value) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::data(name, "", format!("cannot be written: {e}")))?;
     text.push('\n');
     std::fs::write(path, text).map_err(Error::io("write", name))

@@ -26,6 +26,8 @@ enum Group {
     Gemm,
     /// Attention with and without a cache
     Attention,
+    /// Linear layers with weights in four bits
+    Nf4,
 }
 
 impl Bench {
@@ -35,6 +37,7 @@ impl Bench {
             Group::Ops => What::Ops,
             Group::Gemm => What::Gemm,
             Group::Attention => What::Attention,
+            Group::Nf4 => What::Nf4,
         };
         let request = Request { what, threads: ui.global.threads, repeats: self.repeats.into() };
         let report = bench::run(&request, ui.progress())?;

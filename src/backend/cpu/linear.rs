@@ -5,6 +5,7 @@
 
 use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, group_rows, share};
 use super::matrix::{PANEL, Packed};
+use super::nf4::FEW_ROWS;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;
@@ -145,7 +146,12 @@ impl Linear for CpuBackend {
         if rows == 0 || outputs == 0 {
             return Ok(());
         }
-        let (packed, bias) = (weight.packed(self)?, bias.map(|bias| bias.data.as_slice()));
+        if let Some(nf4) = weight.nf4().filter(|_| rows <= FEW_ROWS) {
+            nf4.few_rows(self, LinearArgs { y, x, weight, bias, accumulate });
+            return Ok(());
+        }
+        let lent = weight.packed_once(self)?;
+        let (packed, bias) = (lent.packed(), bias.map(|bias| bias.data.as_slice()));
         self.multiply(Product { y: &mut y.data, x: &x.data, rows, packed, outputs, cols, bias, accumulate });
         Ok(())
     }

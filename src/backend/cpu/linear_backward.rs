@@ -270,7 +270,8 @@ impl LinearBackward for CpuBackend {
         if rows == 0 || outputs == 0 {
             return Ok(());
         }
-        let packed = weight.transposed(self)?;
+        let lent = weight.transposed_once(self)?;
+        let packed = lent.packed();
         self.multiply(Product { y: &mut d_x.data, x: &d_y.data, rows, packed, outputs, cols, bias: None, accumulate });
         Ok(())
     }

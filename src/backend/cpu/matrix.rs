@@ -4,6 +4,7 @@
 //! side: f32 as [K][32], bf16 as [K / 2][32][2] (odd K ends in a zero). Packing happens once, on first use, over all
 //! threads, and looks at every weight: one that is not finite is named.
 
+use super::nf4::Nf4Panels;
 use super::pool::Pool;
 use super::simd::{LANES, Line, PairLine};
 use super::{CpuBackend, Tensor, transpose};
@@ -29,6 +30,8 @@ pub struct Matrix {
     packed: OnceLock<Packed>,
     /// The transpose, once a gradient needed it.
     transposed: OnceLock<Packed>,
+    /// Instead of parts: weights in four bits.
+    nf4: Option<Nf4Panels>,
     packing: Mutex<()>,
 }
 
@@ -40,6 +43,24 @@ pub(super) enum Packed {
     F32(MmapMut),
     /// [panel][ceil(K / 2)][2 lines of pairs].
     Bf16(MmapMut),
+}
+
+/// A packed form on loan.
+#[derive(Debug)]
+pub(super) enum Lent<'a> {
+    /// The matrix's own.
+    Kept(&'a Packed),
+    /// Gone afterwards.
+    Once(Packed),
+}
+
+impl Lent<'_> {
+    pub(super) fn packed(&self) -> &Packed {
+        match self {
+            Self::Kept(packed) => packed,
+            Self::Once(packed) => packed,
+        }
+    }
 }
 
 /// One panel.
@@ -90,7 +111,33 @@ impl Matrix {
 
     fn empty() -> Self {
         let (packed, transposed, packing) = (OnceLock::new(), OnceLock::new(), Mutex::new(()));
-        Self { parts: Vec::new(), rows: 0, cols: 0, packed, transposed, packing }
+        Self { parts: Vec::new(), rows: 0, cols: 0, packed, transposed, nf4: None, packing }
+    }
+
+    /// Of weights in four bits.
+    pub(super) fn from_nf4(nf4: Nf4Panels, rows: usize, cols: usize) -> Self {
+        Self { rows, cols, nf4: Some(nf4), ..Self::empty() }
+    }
+
+    /// The weights, where they are in four bits.
+    pub(super) fn nf4(&self) -> Option<&Nf4Panels> {
+        self.nf4.as_ref()
+    }
+
+    /// The packed form for one product: kept, or made of four bits for this time only.
+    pub(super) fn packed_once(&self, backend: &CpuBackend) -> Result<Lent<'_>> {
+        match &self.nf4 {
+            Some(nf4) => nf4.widen(backend).map(Lent::Once),
+            None => self.packed(backend).map(Lent::Kept),
+        }
+    }
+
+    /// The same of the transpose.
+    pub(super) fn transposed_once(&self, backend: &CpuBackend) -> Result<Lent<'_>> {
+        match &self.nf4 {
+            Some(nf4) => transpose::transposed(&nf4.widen(backend)?, self.rows, self.cols, &backend.pool).map(Lent::Once),
+            None => self.transposed(backend).map(Lent::Kept),
+        }
     }
 
     /// From tensors with equal columns, stacked: packed at once, since they may change.
@@ -143,7 +190,9 @@ impl Matrix {
 
     /// Row `row` as f32, exactly; `out` has in_features elements.
     pub(super) fn copy_row(&self, row: usize, out: &mut [f32]) {
-        if let Some((dtype, bytes)) = self.row_bytes(row) {
+        if let Some(nf4) = &self.nf4 {
+            nf4.copy_row(row, out);
+        } else if let Some((dtype, bytes)) = self.row_bytes(row) {
             decode(dtype, bytes, out);
         } else if let (true, Some(packed)) = (self.parts.is_empty(), self.packed.get()) {
             transpose::unpack_row(packed, row, out);
@@ -158,6 +207,10 @@ impl Matrix {
         let _turn = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(packed) = self.packed.get() {
             return Ok(packed);
+        }
+        if let Some(nf4) = &self.nf4 {
+            let packed = nf4.widen(backend)?;
+            return Ok(self.packed.get_or_init(|| packed));
         }
         // bf16 embeds in f32: weights that the file holds in bf16 stay in two bytes whatever the arithmetic.
         let pairs = backend.compute == Dtype::Bf16 || self.parts.iter().all(|part| part.dtype == Dtype::Bf16);

@@ -10,16 +10,19 @@ use crate::ops::{
 use crate::tensor::{Dtype, HostTensor, SharedBytes};
 use std::sync::Arc;
 
-type Make = Box<dyn FnOnce(Option<usize>) -> Result<Case>>;
+pub(super) type Make = Box<dyn FnOnce(Option<usize>) -> Result<Case>>;
 
 const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
-const HIDDEN: usize = 576;
+pub(super) const HIDDEN: usize = 576;
 const VOCAB: usize = 49152;
 /// Weights of a decoding case together: more than caches hold.
 const ROTATED_BYTES: usize = 128 << 20;
 
 /// The cases of `what`, made one at a time.
 pub(super) fn all(what: What) -> Vec<Make> {
+    if what == What::Nf4 {
+        return super::nf4::all();
+    }
     let mut cases: Vec<Make> = Vec::new();
     if what != What::Attention {
         for dtype in [Dtype::F32, Dtype::Bf16] {
@@ -47,7 +50,7 @@ pub(super) fn all(what: What) -> Vec<Make> {
     cases
 }
 
-fn values(len: usize) -> Vec<f32> {
+pub(super) fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 8 & 0xffff) as f32 / 65536.0 - 0.5).collect()
 }
 
@@ -69,7 +72,7 @@ fn limit(dtype: Dtype, rows: usize, weights: usize) -> (Limit, f64) {
     }
 }
 
-fn tensor(backend: &CpuBackend, rows: usize, cols: usize) -> Result<Tensor> {
+pub(super) fn tensor(backend: &CpuBackend, rows: usize, cols: usize) -> Result<Tensor> {
     backend.upload(rows, cols, &values(rows * cols))
 }
 

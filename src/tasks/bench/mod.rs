@@ -2,6 +2,7 @@
 //! hundredths of a second each, so that a machine whose speed changes changes both; the share is the median of the ratios.
 
 mod cases;
+mod nf4;
 
 use crate::backend::cpu::peak::ReadBuffer;
 use crate::backend::cpu::{CpuBackend, Isa};
@@ -21,6 +22,8 @@ pub enum What {
     Gemm,
     /// Attention with and without a cache.
     Attention,
+    /// Linear layers in four bits.
+    Nf4,
 }
 
 /// What to measure.

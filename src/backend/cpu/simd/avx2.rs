@@ -123,6 +123,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], codes: &[u32; LANES], shift: u32) -> Self::V {
+        let [low, high] = self.load(table);
+        // SAFETY: AVX2 is there (`self` exists); the array has the 64 bytes that are touched, in any alignment. VPERMPS looks
+        // at the lower three bits of an index; the fourth, moved to the sign, chooses the half of the table.
+        [0, 8].map(|i| unsafe {
+            let codes = _mm256_loadu_si256(codes.as_ptr().add(i).cast());
+            let codes = _mm256_srl_epi32(codes, _mm_cvtsi32_si128(shift.cast_signed()));
+            let (low, high) = (_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes));
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+        })
+    }
+
+    #[inline(always)]
     fn prefetch<T: ?Sized>(self, x: &T, bytes: usize) {
         let at = std::ptr::from_ref(x).cast::<i8>().wrapping_add(bytes);
         // SAFETY: PREFETCHT1 reads nothing that the program could observe and never faults, wherever it points.

@@ -1,6 +1,7 @@
 //! AVX-512, with (`Avx512<true>`) or without VDPBF16PS.
 #![expect(unsafe_code, reason = "SIMD instructions: one of the places where unsafe is allowed")]
 
+use super::super::matrix::round_bf16;
 use super::{Kernel, LANES, Simd};
 use std::arch::x86_64::*;
 use std::is_x86_feature_detected as has;
@@ -139,6 +140,43 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let acc = self.fma(self.splat(f32::from_bits(a << 16)), self.first_of_pairs(b), acc);
             self.fma(self.splat(f32::from_bits(a & 0xffff_0000)), self.second_of_pairs(b), acc)
         }
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], codes: &[u32; LANES], shift: u32) -> Self::V {
+        // SAFETY: AVX-512 F is there (`self` exists); both arrays have the 64 bytes that are read, in any alignment. VPERMPS
+        // looks at the lower four bits of an index.
+        unsafe {
+            let codes = _mm512_srl_epi32(_mm512_loadu_si512(codes.as_ptr().cast()), _mm_cvtsi32_si128(shift.cast_signed()));
+            _mm512_permutexvar_ps(codes, _mm512_loadu_ps(table.as_ptr()))
+        }
+    }
+
+    #[inline(always)]
+    fn pairs(self, first: Self::V, second: Self::V) -> [u32; LANES] {
+        let mut pairs = [0; LANES];
+        if BF16 {
+            // Element 2 i of the result is lane i of `first`, element 2 i + 1 lane i of `second`.
+            const ORDER: [u16; 32] = [
+                0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                31,
+            ];
+            // SAFETY: AVX512-BF16 is there (`Avx512<true>` exists), and AVX-512 BW; ORDER and `pairs` have the 64 bytes that
+            // are touched, in any alignment; __m512bh and __m512i are 64 plain bytes both.
+            unsafe {
+                let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+                let ordered = _mm512_permutexvar_epi16(_mm512_loadu_si512(ORDER.as_ptr().cast()), halves);
+                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), ordered);
+            }
+        } else {
+            let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+            self.store(first, &mut a);
+            self.store(second, &mut b);
+            for i in 0..LANES {
+                pairs[i] = round_bf16(a[i]) >> 16 | round_bf16(b[i]);
+            }
+        }
+        pairs
     }
 
     #[inline(always)]

@@ -77,6 +77,39 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn second_of_pairs(self, x: &[u32; LANES]) -> Self::V;
     /// acc + a.0 * b.0 + a.1 * b.1 for bf16 pairs; one instruction where there is one, else two `fma`.
     fn dot_pairs(self, acc: Self::V, a: u32, b: &[u32; LANES]) -> Self::V;
+    /// table\[(code >> shift) & 15\] for each lane's code.
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], codes: &[u32; LANES], shift: u32) -> Self::V {
+        let mut lanes = [0.0; LANES];
+        for i in 0..LANES {
+            lanes[i] = table[(codes[i] >> shift & 15) as usize];
+        }
+        self.load(&lanes)
+    }
+
+    /// Rounded to the nearest bf16, halves to even.
+    #[inline(always)]
+    fn round_bf16(self, x: Self::V) -> Self::V {
+        let mut lanes = [0.0; LANES];
+        self.store(x, &mut lanes);
+        for lane in &mut lanes {
+            *lane = f32::from_bits(super::matrix::round_bf16(*lane));
+        }
+        self.load(&lanes)
+    }
+
+    /// Lanes rounded to bf16 and paired, `first` in the lower halves.
+    #[inline(always)]
+    fn pairs(self, first: Self::V, second: Self::V) -> [u32; LANES] {
+        let (mut a, mut b, mut pairs) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
+        self.store(first, &mut a);
+        self.store(second, &mut b);
+        for i in 0..LANES {
+            pairs[i] = super::matrix::round_bf16(a[i]) >> 16 | super::matrix::round_bf16(b[i]);
+        }
+        pairs
+    }
+
     /// Asks for L2 to hold the cache line `bytes` bytes after `x`, which may lie outside of anything.
     fn prefetch<T: ?Sized>(self, x: &T, bytes: usize);
 

@@ -17,7 +17,7 @@ use super::simd::{Kernel, LANES, Line, Simd};
 use super::{CpuBackend, Tensor, set_len};
 use crate::error::Result;
 use crate::ops::{Attention, AttentionArgs, Heads, PAGE_TOKENS, Shaped};
-use bytemuck::{Zeroable, cast_slice_mut};
+use bytemuck::Zeroable;
 use std::sync::PoisonError;
 
 /// Tokens a task takes at most: some of the largest tiles.
@@ -100,8 +100,11 @@ impl Kernel for Part<'_> {
                 let write = |i: usize, v: usize, values: &[f32; LANES]| {
                     let y = &mut self.y[first + i / heads][(head + i % heads) * head_dim..][..head_dim];
                     let y = &mut y[v * LANES..];
-                    let n = y.len().min(LANES);
-                    y[..n].copy_from_slice(&values[..n]);
+                    // Whole lines first: a copy of unknown length would be a call.
+                    match y.first_chunk_mut::<LANES>() {
+                        Some(y) => *y = *values,
+                        None => y.iter_mut().zip(values).for_each(|(y, value)| *y = *value),
+                    }
                 };
                 match count {
                     1 => tile.attend::<S, 1>(s, write),
@@ -137,17 +140,18 @@ impl Tile<'_> {
         }
         let KeyValues { head_dim, value_lines, .. } = self.kv;
         let blocks = self.longest.div_ceil(PAGE_TOKENS);
-        let mut scratch = Scratch::lend((head_dim * MR).div_ceil(LANES), blocks * MR);
-        let (packed, scores) = scratch.parts();
-        let packed: &mut [u32] = cast_slice_mut(packed);
-        packed.fill(0);
-        for (r, query) in self.queries.iter().enumerate() {
-            for (out, q) in packed[r..].iter_mut().step_by(MR).zip(*query) {
-                *out = q.to_bits();
+        let chunks = head_dim.div_ceil(LANES);
+        let mut scratch = Scratch::lend(0, (chunks + blocks) * MR);
+        // Queries as [chunk of sixteen dimensions][row], as rows of x are packed for a matrix product.
+        let (packed, scores) = scratch.parts().1.as_chunks_mut::<MR>().0.split_at_mut(chunks);
+        for r in 0..MR {
+            let query = self.queries.get(r).copied().unwrap_or_default();
+            for (chunk, packed) in packed.iter_mut().enumerate() {
+                let query = query.get(chunk * LANES..).unwrap_or_default();
+                let query = &query[..query.len().min(LANES)];
+                s.store(s.load_part(query, 0.0), &mut packed[r].0);
             }
         }
-        let packed = &packed.as_chunks::<MR>().0[..head_dim];
-        let scores = scores.as_chunks_mut::<MR>().0;
         let mut block = 0;
         while S::VECS == 2 && block + 2 <= blocks {
             self.scores::<S, MR, 2>(s, packed, block, scores);
@@ -177,18 +181,24 @@ impl Tile<'_> {
     fn scores<S: Simd, const MR: usize, const NV: usize>(
         &self,
         s: S,
-        packed: &[[u32; MR]],
+        packed: &[[Line; MR]],
         block: usize,
         scores: &mut [[Line; MR]],
     ) {
-        let keys: [&[Line]; NV] = std::array::from_fn(|v| &self.kv.keys(block + v)[..packed.len()]);
+        let keys: [&[Line]; NV] = std::array::from_fn(|v| self.kv.keys(block + v));
         let mut acc = [[s.splat(0.0); NV]; MR];
-        for (d, q) in packed.iter().enumerate() {
-            let k: [S::V; NV] = std::array::from_fn(|v| s.load(&keys[v][d].0));
-            for r in 0..MR {
-                let q = s.splat(f32::from_bits(q[r]));
-                for v in 0..NV {
-                    acc[r][v] = s.fma(q, k[v], acc[r][v]);
+        for (chunk, q) in packed.iter().enumerate() {
+            let from = chunk * LANES;
+            let until = keys[0].len().min(from + LANES);
+            let keys: [&[Line]; NV] = std::array::from_fn(|v| &keys[v][from..until]);
+            #[expect(clippy::needless_range_loop, reason = "two arrays of keys and the queries are walked side by side")]
+            for d in 0..LANES.min(until - from) {
+                let k: [S::V; NV] = std::array::from_fn(|v| s.load(&keys[v][d].0));
+                for r in 0..MR {
+                    let q = s.splat(q[r].0[d]);
+                    for v in 0..NV {
+                        acc[r][v] = s.fma(q, k[v], acc[r][v]);
+                    }
                 }
             }
         }
@@ -261,7 +271,7 @@ fn softmax<S: Simd, const MR: usize>(s: S, scores: &mut [[Line; MR]], r: usize, 
     let max = s.splat(s.max_lane(max));
     let mut total = s.splat(0.0);
     for block in &mut scores[..blocks] {
-        let p = exp::lanes(s, s.sub(s.load(&block[r].0), max));
+        let p = exp::below_zero(s, s.sub(s.load(&block[r].0), max));
         s.store(p, &mut block[r].0);
         total = s.add(total, p);
     }

@@ -63,7 +63,7 @@ impl Reduce for Softmax<'_> {
         let max = scaled(s, logits.lines, self.logit_scale, logits.valid, &mut l);
         let mut sum = s.splat(0.0);
         for line in &l {
-            sum = s.add(sum, exp::lanes(s, s.sub(s.load(&line.0), s.splat(max))));
+            sum = s.add(sum, exp::below_zero(s, s.sub(s.load(&line.0), s.splat(max))));
         }
         let mut sums = Sums { max, sum: s.sum(sum), ..Sums::default() };
         let target = (self.targets[logits.row] as usize).wrapping_sub(logits.first);
@@ -77,7 +77,7 @@ impl Reduce for Softmax<'_> {
         for (index, (r, l)) in r.iter().zip(&mut l).enumerate() {
             // Behind the end e^r is 0 and the difference must not be inf - inf.
             let real = logits.valid.saturating_sub(index * LANES).min(LANES);
-            let weight = exp::lanes(s, s.sub(s.load(&r.0), s.splat(sums.reference_max)));
+            let weight = exp::below_zero(s, s.sub(s.load(&r.0), s.splat(sums.reference_max)));
             sum = s.add(sum, weight);
             s.store(s.sub(s.load(&r.0), s.load(&l.0)), &mut l.0);
             l.0[real..].fill(0.0);

@@ -14,6 +14,22 @@ const ROUND: f32 = 12_582_912.0;
 pub(super) fn lanes<S: Simd>(s: S, x: S::V) -> S::V {
     // Operand order: max and min give the second where either is NaN.
     let x = s.min(s.splat(89.0), s.max(s.splat(-104.5), x));
+    let (p, n) = parts(s, x);
+    let half = s.sub(s.fma(n, s.splat(0.5), s.splat(ROUND)), s.splat(ROUND));
+    s.mul(s.mul(p, exponent(s, half)), exponent(s, s.sub(n, half)))
+}
+
+/// The same for x up to 0, as softmax needs it: 2 ulp down to -87, and below that 2e-38 at most, which is nothing beside the
+/// largest term of a softmax, 1.
+#[inline(always)]
+pub(super) fn below_zero<S: Simd>(s: S, x: S::V) -> S::V {
+    let (p, n) = parts(s, s.max(s.splat(-87.0), x));
+    s.mul(p, exponent(s, n))
+}
+
+/// (e^r, n).
+#[inline(always)]
+fn parts<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     let round = s.splat(ROUND);
     let n = s.sub(s.fma(x, s.splat(std::f32::consts::LOG2_E), round), round);
     // ln 2 in two parts, the first so short that n times it is exact.
@@ -23,9 +39,13 @@ pub(super) fn lanes<S: Simd>(s: S, x: S::V) -> S::V {
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = s.fma(p, r, s.splat(c));
     }
-    let half = s.sub(s.fma(n, s.splat(0.5), round), round);
-    let exponent = |n| s.shift_to_exponent(s.add(n, s.splat(ROUND + 127.0)));
-    s.mul(s.mul(p, exponent(half)), exponent(s.sub(n, half)))
+    (p, n)
+}
+
+/// 2^n for whole n from -126 to 127.
+#[inline(always)]
+fn exponent<S: Simd>(s: S, n: S::V) -> S::V {
+    s.shift_to_exponent(s.add(n, s.splat(ROUND + 127.0)))
 }
 
 struct All<'a>(&'a mut [f32]);

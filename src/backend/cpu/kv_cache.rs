@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS};
 use bytemuck::Zeroable;
 
+/// Keys that one thread writes sooner than it would wake another: each goes to a line of its own.
+const WRITE_ALONE: usize = 2000;
+
 /// A pool of pages.
 #[derive(Debug, Clone)]
 pub struct KvPages {
@@ -52,7 +55,10 @@ pub(super) fn write_token(page: &mut [Line], heads: Heads, offset: usize, qkv: &
             line.0[offset] = k;
         }
         for (line, v) in values[offset * value_lines(heads)..].iter_mut().zip(v.chunks(LANES)) {
-            line.0[..v.len()].copy_from_slice(v);
+            match v.as_array::<LANES>() {
+                Some(v) => line.0 = *v,
+                None => line.0[..v.len()].copy_from_slice(v),
+            }
         }
     }
 }
@@ -87,10 +93,35 @@ impl KvCache for CpuBackend {
         args.check(args.pages.capacity())?;
         same_heads("kv_write", args.pages.heads, args.heads)?;
         let KvWriteArgs { pages, qkv, heads, slots } = args;
-        for (row, &slot) in slots.iter().enumerate() {
-            let (page, offset) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
-            let page = &mut pages.lines[page * page_lines(heads)..][..page_lines(heads)];
-            write_token(page, heads, offset, qkv.row(row));
+        let size = page_lines(heads);
+        if size == 0 {
+            return Ok(());
+        }
+        // Rows by page, so that each page is one thread's.
+        let mut places: Vec<(usize, usize, usize)> = slots
+            .iter()
+            .enumerate()
+            .map(|(row, &slot)| (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS, row))
+            .collect();
+        places.sort_unstable();
+        let mut rest = pages.lines.as_mut_slice();
+        let mut passed = 0;
+        let tasks = places.chunk_by(|a, b| a.0 == b.0).map(|places| {
+            let page = places[0].0;
+            let (own, after) = std::mem::take(&mut rest)[(page - passed) * size..].split_at_mut(size);
+            rest = after;
+            passed = page + 1;
+            (places, own)
+        });
+        let write = |(places, page): (&[(usize, usize, usize)], &mut [Line])| {
+            for &(_, offset, row) in places {
+                write_token(page, heads, offset, qkv.row(row));
+            }
+        };
+        if slots.len() * heads.kv_cols() < WRITE_ALONE {
+            tasks.for_each(write);
+        } else {
+            self.pool.each(tasks, |_, task| write(task));
         }
         Ok(())
     }

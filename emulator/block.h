@@ -130,8 +130,8 @@ struct Block {
     uint32_t wgmma_done[MAX_WARPS / 4];
     Clock wgmma_clock[MAX_WARPS / 4];
     float wgmma_a[64][16], wgmma_b[16][256];  // operands of the one that is being computed
-    uint32_t epoch;       // __syncthreads so far
-    uint32_t generation;  // of the shared memory's shadow
+    uint32_t epoch;                           // __syncthreads so far
+    uint32_t generation;                      // of the shared memory's shadow
     Random random{1};
     enum class Wake { Back, Front, Mixed } policy;  // where woken threads queue up
     uint16_t queue[2 * MAX_THREADS];                // a ring of threads that can run

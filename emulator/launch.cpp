@@ -30,15 +30,35 @@ struct Worker {
     }
 };
 
-Worker& worker() {
-    static std::atomic<int> slots{0};
-    static thread_local Worker* mine = nullptr;
-    if (mine == nullptr) {
-        mine = new Worker(slots++);
+// Workers are lent: any thread of the program may launch, and there are few slots of shared memory.
+class Loan {
+  public:
+    Loan() {
         install_crash_handler();
+        const std::lock_guard lock(mutex());
+        if (idle().empty()) {
+            static int slots = 0;
+            idle().push_back(new Worker(slots++));
+        }
+        worker = idle().back();
+        idle().pop_back();
     }
-    return *mine;
-}
+    ~Loan() {
+        const std::lock_guard lock(mutex());
+        idle().push_back(worker);
+    }
+    Worker* worker;
+
+  private:
+    static std::mutex& mutex() {
+        static auto& one = *new std::mutex;
+        return one;
+    }
+    static std::vector<Worker*>& idle() {
+        static auto& workers = *new std::vector<Worker*>;
+        return workers;
+    }
+};
 
 void reset_thread(Thread& t, Block& b, int index, const dim3& shape) {
     const auto i = static_cast<unsigned>(index);
@@ -123,12 +143,13 @@ void run_block(Worker& worker, Launch& launch, uint32_t number) {
 }
 
 void work(Launch& launch) {
+    const Loan loan;
     for (;;) {
         const uint32_t i = launch.next++;
         if (i >= launch.blocks || launch.failed) {
             return;
         }
-        run_block(worker(), launch, launch.order.empty() ? i : launch.order[i]);
+        run_block(*loan.worker, launch, launch.order.empty() ? i : launch.order[i]);
     }
 }
 

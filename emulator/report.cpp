@@ -36,27 +36,33 @@ void fail(const char* kind, const char* format, ...) {
     abandon(block);
 }
 
-// addr2line (binutils) or llvm-symbolizer know the line; without either the report has none.
+// addr2line (binutils) or llvm-symbolizer know the line, and the lines where it was inlined; without either there is none.
 std::string source_line(const void* code) {
     Dl_info library;
     if (code == nullptr || dladdr(code, &library) == 0) {
         return {};
     }
     // A return address points behind the call.
-    const auto offset = static_cast<const char*>(code) - static_cast<const char*>(library.dli_fbase) - 1;
+    const auto offset =
+        static_cast<size_t>(static_cast<const char*>(code) - static_cast<const char*>(library.dli_fbase)) - 1;
     char command[600];
     std::snprintf(command, sizeof(command),
-                  "addr2line -e '%s' 0x%zx 2>/dev/null || llvm-symbolizer --obj='%s' 0x%zx 2>/dev/null | tail -n +2",
-                  library.dli_fname, static_cast<size_t>(offset), library.dli_fname, static_cast<size_t>(offset));
+                  "addr2line -i -e '%s' 0x%zx 2>/dev/null || llvm-symbolizer --functions=none --obj='%s' 0x%zx 2>/dev/null",
+                  library.dli_fname, offset, library.dli_fname, offset);
     FILE* pipe = popen(command, "r");
     if (pipe == nullptr) {
         return {};
     }
-    char line[512] = "";
-    const bool read = std::fgets(line, sizeof(line), pipe) != nullptr;
+    std::string text;
+    char line[512];
+    while (std::fgets(line, sizeof(line), pipe) != nullptr) {
+        line[std::strcspn(line, " \n")] = 0;
+        if (line[0] != '?' && line[0] != 0) {
+            text += (text.empty() ? " at " : " < ") + std::string(base_name(line));
+        }
+    }
     pclose(pipe);
-    line[std::strcspn(line, " \n")] = 0;
-    return read && line[0] != '?' && line[0] != 0 ? std::string(" at ") + base_name(line) : std::string();
+    return text;
 }
 
 namespace {

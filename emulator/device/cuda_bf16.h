@@ -4,7 +4,6 @@
 
 // Before CUDA's keywords are macros: the standard library uses some of their names.
 #include <algorithm>
-#include <atomic>
 #include <cfloat>
 #include <climits>
 #include <cmath>
@@ -200,10 +199,14 @@ template <typename T>
 inline void __stcs(T* address, T value) {
     *address = value;
 }
-inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+inline void __threadfence() {}  // Alone it orders nothing that the wrappers with acquire and release do not.
 inline void __threadfence_block() {}
+
+// Atomics are not instrumented: they tell the checker themselves.
+#define EMULATOR_ATOMIC __attribute__((noinline, no_sanitize("thread")))
+
 template <typename T>
-inline T emulator_fetch_add(T* address, T value) {
+EMULATOR_ATOMIC T emulator_fetch_add(T* address, T value) {
     static_assert(std::is_integral_v<T>);
     ::emu::atomic_access(address, sizeof(T), ::emu::Order::Relaxed);
     return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
@@ -214,7 +217,7 @@ inline unsigned long long atomicAdd(unsigned long long* address, unsigned long l
     return emulator_fetch_add(address, value);
 }
 template <typename T>
-inline T emulator_fetch_max(T* address, T value) {
+EMULATOR_ATOMIC T emulator_fetch_max(T* address, T value) {
     ::emu::atomic_access(address, sizeof(T), ::emu::Order::Relaxed);
     T old = __atomic_load_n(address, __ATOMIC_RELAXED);
     while (old < value && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
@@ -227,7 +230,7 @@ inline unsigned long long atomicMax(unsigned long long* address, unsigned long l
     return emulator_fetch_max(address, value);
 }
 template <typename T>
-inline T emulator_compare_and_swap(T* address, T expected, T value) {
+EMULATOR_ATOMIC T emulator_compare_and_swap(T* address, T expected, T value) {
     ::emu::atomic_access(address, sizeof(T), ::emu::Order::Relaxed);
     __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     return expected;

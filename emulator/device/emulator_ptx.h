@@ -15,11 +15,11 @@ inline float exp2_approx(float x) {
     return y < FLT_MIN ? 0.0f : y;
 }
 
-inline uint32_t atomic_add_acq_rel(uint32_t* counter, uint32_t value) {
+EMULATOR_ATOMIC inline uint32_t atomic_add_acq_rel(uint32_t* counter, uint32_t value) {
     ::emu::atomic_access(counter, sizeof(*counter), ::emu::Order::AcquireRelease);
     return __atomic_fetch_add(counter, value, __ATOMIC_ACQ_REL);
 }
-inline uint32_t atomic_inc_acq_rel(uint32_t* counter, uint32_t limit) {
+EMULATOR_ATOMIC inline uint32_t atomic_inc_acq_rel(uint32_t* counter, uint32_t limit) {
     ::emu::atomic_access(counter, sizeof(*counter), ::emu::Order::AcquireRelease);
     uint32_t old = __atomic_load_n(counter, __ATOMIC_ACQUIRE);
     while (
@@ -27,11 +27,11 @@ inline uint32_t atomic_inc_acq_rel(uint32_t* counter, uint32_t limit) {
     }
     return old;
 }
-inline uint32_t load_acquire(const uint32_t* counter) {
+EMULATOR_ATOMIC inline uint32_t load_acquire(const uint32_t* counter) {
     ::emu::atomic_access(counter, sizeof(*counter), ::emu::Order::Acquire);
     return __atomic_load_n(counter, __ATOMIC_ACQUIRE);
 }
-inline void store_release(uint32_t* counter, uint32_t value) {
+EMULATOR_ATOMIC inline void store_release(uint32_t* counter, uint32_t value) {
     ::emu::atomic_access(counter, sizeof(*counter), ::emu::Order::Release);
     __atomic_store_n(counter, value, __ATOMIC_RELEASE);
 }

@@ -1,5 +1,7 @@
-// Shared memory as kernels ask for it, and cp.async. The copy happens as late as it may by default: at the wait that covers
+// Shared memory as kernels ask for it, atomics, and cp.async. The copy happens as late as it may by default: at the wait that covers
 // it. Until then its destination holds poison, so a wait that is missing or too weak shows.
+#include <algorithm>
+
 #include "checker.h"
 #include "launch.h"
 
@@ -96,6 +98,48 @@ void cp_async_wait(int unfinished) {
     me.copies.resize(kept);
 }
 
-void atomic_access(const void* address, size_t bytes, Order order) { checker::atomic_access(address, bytes, order); }
+namespace {
+
+template <typename T, typename Signed>
+T apply(Atomic op, T old, T value, T expected) {
+    switch (op) {
+        case Atomic::Load:
+            return old;
+        case Atomic::Store:
+            return value;
+        case Atomic::Add:
+            return old + value;
+        case Atomic::Increment:
+            return old >= value ? 0 : old + 1;
+        case Atomic::MaxSigned:
+            return static_cast<Signed>(old) < static_cast<Signed>(value) ? value : old;
+        case Atomic::MaxUnsigned:
+            return std::max(old, value);
+        case Atomic::CompareAndSwap:
+            return old == expected ? value : old;
+    }
+    return old;
+}
+
+template <typename T, typename Signed>
+T atomic(Atomic op, T* address, T value, T expected) {
+    T old = __atomic_load_n(address, __ATOMIC_ACQUIRE);
+    while (!__atomic_compare_exchange_n(address, &old, apply<T, Signed>(op, old, value, expected), true, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_ACQUIRE)) {
+    }
+    return old;
+}
+
+}  // namespace
+
+uint32_t atomic32(Atomic op, uint32_t* address, uint32_t value, uint32_t expected, Order order) {
+    checker::atomic_access(address, sizeof(*address), order, __builtin_return_address(0));
+    return atomic<uint32_t, int32_t>(op, address, value, expected);
+}
+
+uint64_t atomic64(Atomic op, uint64_t* address, uint64_t value, uint64_t expected, Order order) {
+    checker::atomic_access(address, sizeof(*address), order, __builtin_return_address(0));
+    return atomic<uint64_t, int64_t>(op, address, value, expected);
+}
 
 }  // namespace emu

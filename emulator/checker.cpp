@@ -298,8 +298,8 @@ void access(const void* address, size_t bytes, Access kind, const void* code) {
     }
 }
 
-void atomic_access(const void* address, size_t bytes, Order order) {
-    access(address, bytes, Access::Atomic, __builtin_return_address(0));
+void atomic_access(const void* address, size_t bytes, Order order, const void* code) {
+    access(address, bytes, Access::Atomic, code);
     if (!in_window(address) || in_shared(address)) {
         return;
     }

@@ -12,13 +12,13 @@ enum class Access : uint8_t { Read, Write, Atomic, AsyncWrite, AsyncRead };
 void launch_begins(uint32_t number);
 // An access of the running thread, by the instruction at `code`, or null.
 void access(const void* address, size_t bytes, Access kind, const void* code);
-void atomic_access(const void* address, size_t bytes, Order order);
+void atomic_access(const void* address, size_t bytes, Order order, const void* code);
 
 #else
 
 inline void launch_begins(uint32_t) {}
 inline void access(const void*, size_t, Access, const void*) {}
-inline void atomic_access(const void*, size_t, Order) {}
+inline void atomic_access(const void*, size_t, Order, const void*) {}
 
 #endif
 

@@ -67,7 +67,7 @@ void mbarrier_init(uint64_t* barrier, int count) {
     if (count < 1 || count >= 1 << 15) {
         fail("mbarrier", "a count of %d", count);
     }
-    checker::access(barrier, 8, checker::Access::Atomic, nullptr);
+    checker::access(barrier, 8, checker::Access::Write, nullptr);
     const auto n = static_cast<unsigned>(count) & 0x7fffu;
     store(barrier, {0, n, n, 1, 0});
     mark(barrier, 8, Initialised);

@@ -13,6 +13,10 @@
 #include "options.h"
 
 namespace emu {
+
+size_t window_bytes;
+uint8_t* window_states;
+
 namespace {
 
 struct Allocation {
@@ -21,7 +25,6 @@ struct Allocation {
 };
 
 std::mutex mutex;
-uint8_t* states;
 std::map<uintptr_t, Allocation> live;
 std::multimap<size_t, uintptr_t> reusable;            // by reserved bytes
 std::deque<std::pair<size_t, uintptr_t>> quarantine;  // freed, and kept for a while so that late accesses show
@@ -69,16 +72,14 @@ void map_memory() {
     static std::once_flag once;
     std::call_once(once, [] {
         map_at(reinterpret_cast<void*>(WINDOW), SHARED_BYTES + heap_bytes());
-        states = static_cast<uint8_t*>(map_at(nullptr, SHARED_BYTES + heap_bytes()));
+        window_states = static_cast<uint8_t*>(map_at(nullptr, SHARED_BYTES + heap_bytes()));
         top = WINDOW + SHARED_BYTES;
         std::memset(reinterpret_cast<void*>(top), POISON, RED_ZONE);
         top += RED_ZONE;
+        window_bytes = SHARED_BYTES + heap_bytes();
     });
 }
 
-bool in_window(const void* address) { return window_offset(address) < SHARED_BYTES + heap_bytes(); }
-bool in_shared(const void* address) { return window_offset(address) < SHARED_BYTES; }
-uint8_t* state_of(const void* address) { return states + window_offset(address); }
 void mark(const void* address, size_t bytes, ByteState state) { std::memset(state_of(address), state, bytes); }
 
 const void* first_outside(const void* address, size_t bytes) {

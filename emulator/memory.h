@@ -22,10 +22,12 @@ enum ByteState : uint8_t { Outside = 0, Uninitialised = 1, Initialised = 2, InFl
 void map_memory();
 
 size_t heap_bytes();
-bool in_window(const void* address);
-bool in_shared(const void* address);
+extern size_t window_bytes;  // 0 until the window is mapped
+extern uint8_t* window_states;
 inline size_t window_offset(const void* address) { return reinterpret_cast<uintptr_t>(address) - WINDOW; }
-uint8_t* state_of(const void* address);
+inline bool in_window(const void* address) { return window_offset(address) < window_bytes; }
+inline bool in_shared(const void* address) { return window_offset(address) < SHARED_BYTES; }
+inline uint8_t* state_of(const void* address) { return window_states + window_offset(address); }
 void mark(const void* address, size_t bytes, ByteState state);
 // The first byte of the range that lies outside every allocation, or null.
 const void* first_outside(const void* address, size_t bytes);

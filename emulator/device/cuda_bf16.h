@@ -31,26 +31,40 @@
 
 // ---- Vector types
 
-struct alignas(8) float2 {
-    float x, y;
-};
+// Copying one through a misaligned pointer is an error of a GPU. The compiler checks the alignment where a function takes a
+// reference, so in checked kernels copying is such a function.
+#ifdef EMULATOR_CHECKED_KERNELS
+#define EMULATOR_COPY(name)                                          \
+    name(const name& other) { memcpy(this, &other, sizeof(*this)); } \
+    name& operator=(const name& other) {                             \
+        memcpy(this, &other, sizeof(*this));                         \
+        return *this;                                                \
+    }
+#else
+#define EMULATOR_COPY(name)
+#endif
+#define EMULATOR_VECTOR2(name, T)          \
+    struct alignas(2 * sizeof(T)) name {   \
+        T x, y;                            \
+        name() = default;                  \
+        name(T x_, T y_) : x(x_), y(y_) {} \
+        EMULATOR_COPY(name)                \
+    };
+#define EMULATOR_VECTOR4(name, T)                                    \
+    struct alignas(4 * sizeof(T)) name {                             \
+        T x, y, z, w;                                                \
+        name() = default;                                            \
+        name(T x_, T y_, T z_, T w_) : x(x_), y(y_), z(z_), w(w_) {} \
+        EMULATOR_COPY(name)                                          \
+    };
+EMULATOR_VECTOR2(float2, float)
+EMULATOR_VECTOR2(int2, int)
+EMULATOR_VECTOR2(uint2, unsigned)
+EMULATOR_VECTOR4(float4, float)
+EMULATOR_VECTOR4(int4, int)
+EMULATOR_VECTOR4(uint4, unsigned)
 struct float3 {
     float x, y, z;
-};
-struct alignas(16) float4 {
-    float x, y, z, w;
-};
-struct alignas(8) int2 {
-    int x, y;
-};
-struct alignas(16) int4 {
-    int x, y, z, w;
-};
-struct alignas(8) uint2 {
-    unsigned x, y;
-};
-struct alignas(16) uint4 {
-    unsigned x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
@@ -202,40 +216,24 @@ inline void __stcs(T* address, T value) {
 inline void __threadfence() {}  // Alone it orders nothing that the wrappers with acquire and release do not.
 inline void __threadfence_block() {}
 
-// Atomics are not instrumented: they tell the checker themselves.
-#define EMULATOR_ATOMIC __attribute__((noinline, no_sanitize("thread")))
-
-template <typename T>
-EMULATOR_ATOMIC T emulator_fetch_add(T* address, T value) {
-    static_assert(std::is_integral_v<T>);
-    ::emu::atomic_access(address, sizeof(T), ::emu::Order::Relaxed);
-    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+inline int atomicAdd(int* address, int value) {
+    return static_cast<int>(
+        ::emu::atomic32(::emu::Atomic::Add, reinterpret_cast<uint32_t*>(address), static_cast<uint32_t>(value)));
 }
-inline int atomicAdd(int* address, int value) { return emulator_fetch_add(address, value); }
-inline unsigned atomicAdd(unsigned* address, unsigned value) { return emulator_fetch_add(address, value); }
+inline unsigned atomicAdd(unsigned* address, unsigned value) { return ::emu::atomic32(::emu::Atomic::Add, address, value); }
 inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
-    return emulator_fetch_add(address, value);
+    return ::emu::atomic64(::emu::Atomic::Add, reinterpret_cast<uint64_t*>(address), value);
 }
-template <typename T>
-EMULATOR_ATOMIC T emulator_fetch_max(T* address, T value) {
-    ::emu::atomic_access(address, sizeof(T), ::emu::Order::Relaxed);
-    T old = __atomic_load_n(address, __ATOMIC_RELAXED);
-    while (old < value && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-    }
-    return old;
+inline int atomicMax(int* address, int value) {
+    return static_cast<int>(
+        ::emu::atomic32(::emu::Atomic::MaxSigned, reinterpret_cast<uint32_t*>(address), static_cast<uint32_t>(value)));
 }
-inline int atomicMax(int* address, int value) { return emulator_fetch_max(address, value); }
-inline unsigned atomicMax(unsigned* address, unsigned value) { return emulator_fetch_max(address, value); }
+inline unsigned atomicMax(unsigned* address, unsigned value) {
+    return ::emu::atomic32(::emu::Atomic::MaxUnsigned, address, value);
+}
 inline unsigned long long atomicMax(unsigned long long* address, unsigned long long value) {
-    return emulator_fetch_max(address, value);
+    return ::emu::atomic64(::emu::Atomic::MaxUnsigned, reinterpret_cast<uint64_t*>(address), value);
 }
-template <typename T>
-EMULATOR_ATOMIC T emulator_compare_and_swap(T* address, T expected, T value) {
-    ::emu::atomic_access(address, sizeof(T), ::emu::Order::Relaxed);
-    __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-    return expected;
-}
-inline int atomicCAS(int* address, int expected, int value) { return emulator_compare_and_swap(address, expected, value); }
 inline unsigned atomicCAS(unsigned* address, unsigned expected, unsigned value) {
-    return emulator_compare_and_swap(address, expected, value);
+    return ::emu::atomic32(::emu::Atomic::CompareAndSwap, address, value, expected);
 }

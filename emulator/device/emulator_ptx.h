@@ -15,25 +15,17 @@ inline float exp2_approx(float x) {
     return y < FLT_MIN ? 0.0f : y;
 }
 
-EMULATOR_ATOMIC inline uint32_t atomic_add_acq_rel(uint32_t* counter, uint32_t value) {
-    ::emu::atomic_access(counter, sizeof(*counter), ::emu::Order::AcquireRelease);
-    return __atomic_fetch_add(counter, value, __ATOMIC_ACQ_REL);
+inline uint32_t atomic_add_acq_rel(uint32_t* counter, uint32_t value) {
+    return ::emu::atomic32(::emu::Atomic::Add, counter, value, 0, ::emu::Order::AcquireRelease);
 }
-EMULATOR_ATOMIC inline uint32_t atomic_inc_acq_rel(uint32_t* counter, uint32_t limit) {
-    ::emu::atomic_access(counter, sizeof(*counter), ::emu::Order::AcquireRelease);
-    uint32_t old = __atomic_load_n(counter, __ATOMIC_ACQUIRE);
-    while (
-        !__atomic_compare_exchange_n(counter, &old, old >= limit ? 0 : old + 1, true, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-    }
-    return old;
+inline uint32_t atomic_inc_acq_rel(uint32_t* counter, uint32_t limit) {
+    return ::emu::atomic32(::emu::Atomic::Increment, counter, limit, 0, ::emu::Order::AcquireRelease);
 }
-EMULATOR_ATOMIC inline uint32_t load_acquire(const uint32_t* counter) {
-    ::emu::atomic_access(counter, sizeof(*counter), ::emu::Order::Acquire);
-    return __atomic_load_n(counter, __ATOMIC_ACQUIRE);
+inline uint32_t load_acquire(const uint32_t* counter) {
+    return ::emu::atomic32(::emu::Atomic::Load, const_cast<uint32_t*>(counter), 0, 0, ::emu::Order::Acquire);
 }
-EMULATOR_ATOMIC inline void store_release(uint32_t* counter, uint32_t value) {
-    ::emu::atomic_access(counter, sizeof(*counter), ::emu::Order::Release);
-    __atomic_store_n(counter, value, __ATOMIC_RELEASE);
+inline void store_release(uint32_t* counter, uint32_t value) {
+    ::emu::atomic32(::emu::Atomic::Store, counter, value, 0, ::emu::Order::Release);
 }
 
 inline void bar_sync(int id, int threads, ::emu::Site site = ::emu::Site::here()) {

@@ -77,10 +77,10 @@ void* static_shared(size_t bytes, size_t alignment, const void* key);
 uint32_t shared_offset(const void* pointer);
 
 enum class Order : uint8_t { Relaxed, AcquireRelease, Acquire, Release };
-// Called around an atomic access of `bytes` at `address`.
-void atomic_access(const void* address, size_t bytes, Order order);
-// A load or store that the compiler's instrumentation does not see.
-void plain_access(const void* address, size_t bytes, bool write);
+enum class Atomic : uint8_t { Load, Store, Add, Increment, MaxSigned, MaxUnsigned, CompareAndSwap };
+// Both return the old value. Increment: old >= value ? 0 : old + 1. CompareAndSwap: value where old == expected.
+uint32_t atomic32(Atomic op, uint32_t* address, uint32_t value, uint32_t expected = 0, Order order = Order::Relaxed);
+uint64_t atomic64(Atomic op, uint64_t* address, uint64_t value, uint64_t expected = 0, Order order = Order::Relaxed);
 
 // ---- Asynchronous copies and tensor cores
 

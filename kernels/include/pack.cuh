@@ -12,12 +12,15 @@ struct alignas(N * sizeof(T)) Pack {
 
 template <int N, typename T>
 __device__ __forceinline__ Pack<T, N> load_pack(const T* address) {
-    return *reinterpret_cast<const Pack<T, N>*>(address);
+    // By way of references: there the emulated device's checks look at the alignment.
+    const Pack<T, N>& pack = *reinterpret_cast<const Pack<T, N>*>(address);
+    return pack;
 }
 
 template <int N, typename T>
 __device__ __forceinline__ void store_pack(T* address, const Pack<T, N>& pack) {
-    *reinterpret_cast<Pack<T, N>*>(address) = pack;
+    Pack<T, N>& destination = *reinterpret_cast<Pack<T, N>*>(address);
+    destination = pack;
 }
 
 // Elements a load of at most 16 bytes holds, when N are wanted.

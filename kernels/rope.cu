@@ -20,7 +20,13 @@ __device__ __forceinline__ void rotate(T* head, const float* cos, const float* s
     float s[N];
     load_f32<N>(c, cos + first);
     load_f32<N>(s, sin + first);
-    if constexpr (INTERLEAVED) {
+    if constexpr (INTERLEAVED && N == 1) {
+        // Rows of an odd number of columns: a pair may begin where no access of two elements may.
+        const float a = to_f32(head[2 * first]);
+        const float b = to_f32(head[2 * first + 1]);
+        head[2 * first] = from_f32<T>(a * c[0] - b * s[0]);
+        head[2 * first + 1] = from_f32<T>(b * c[0] + a * s[0]);
+    } else if constexpr (INTERLEAVED) {
         float x[2 * N];
         load_f32<2 * N>(x, head + 2 * first);
 #pragma unroll

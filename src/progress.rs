@@ -9,6 +9,8 @@ pub trait Progress: Send + Sync {
     fn begin(&self, what: &str, total: u64);
     /// `units` more of the phase's work are done.
     fn advance(&self, units: u64);
+    /// What is worth seeing beside the phase's progress (`loss 2.31, 410 tokens/s`), in place of what was there.
+    fn status(&self, text: &str);
     /// The phase is over.
     fn end(&self);
     /// A line worth reading even when it is not a phase (`layer 13 removed: nll 3.31 -> 3.37`).
@@ -32,6 +34,7 @@ pub struct Silent;
 impl Progress for Silent {
     fn begin(&self, _what: &str, _total: u64) {}
     fn advance(&self, _units: u64) {}
+    fn status(&self, _text: &str) {}
     fn end(&self) {}
     fn note(&self, _line: &str) {}
     fn stopped(&self) -> bool {

@@ -1,10 +1,10 @@
 //! The data options that scan, eval and translate share.
 
-use crate::data::DataOptions;
+use crate::data::{DataOptions, Dataset};
 use crate::error::{Error, Result};
 use clap::Args;
 use sha2::{Digest, Sha256};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Longest sequence where neither the user nor the model says less.
 const DEFAULT_SEQ_LEN: usize = 1024;
@@ -70,6 +70,17 @@ impl DataArgs {
             seq_len,
             date: self.date,
         })
+    }
+
+    /// The data, then each of `more` read the same way but whole: --limit and --shuffle are for --data alone.
+    ///
+    /// # Errors
+    /// As [`DataArgs::options`] and [`Dataset::open`].
+    pub(crate) fn open_all(&self, more: &[PathBuf], max_positions: usize) -> Result<Vec<Dataset>> {
+        let options = self.options(max_positions)?;
+        let also = |path: &Path| DataOptions { path: path.to_path_buf(), limit: None, shuffle: None, ..options.clone() };
+        let all = std::iter::once(options.clone()).chain(more.iter().map(|path| also(path)));
+        all.map(|options| Dataset::open(&options)).collect()
     }
 }
 

@@ -69,6 +69,19 @@ pub(super) fn score() -> String {
     examples(&["prunectl score --hyp hyp.txt --ref ref.txt --metrics chrf,chrf++,bleu"])
 }
 
+pub(super) fn train() -> String {
+    examples(&[
+        "prunectl train-qlora smaller --data train.jsonl --eval dev.jsonl --out adapter --lr 1e-4",
+        "prunectl train-qlora smaller --data train.jsonl --out adapter --lr 1e-4 --resume    # after Ctrl-C or a crash",
+        "prunectl train-qlora smollm2 --skip 13,12 --data train.jsonl --teacher smollm2 --out adapter",
+        "prunectl train-qlora smaller --data train.jsonl --out trained --full --lr 1e-5",
+    ])
+}
+
+pub(super) fn teach() -> String {
+    examples(&["prunectl teach smollm2 --data train.jsonl --out smollm2.teacher --top-k 64"])
+}
+
 pub(super) fn bench() -> String {
     examples(&["prunectl bench", "prunectl bench gemm --json"])
 }

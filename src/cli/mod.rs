@@ -22,6 +22,9 @@ mod score;
 mod shell;
 mod signals;
 mod style;
+mod teach;
+mod train;
+mod train_args;
 mod translate;
 pub(crate) mod ui;
 
@@ -95,6 +98,10 @@ enum Command {
     Quantize(quantize::Quantize),
     #[command(after_help = examples::score())]
     Score(score::Score),
+    #[command(name = "train-qlora", after_help = examples::train())]
+    Train(Box<train::Train>),
+    #[command(after_help = examples::teach())]
+    Teach(teach::Teach),
     #[command(after_help = examples::bench())]
     Bench(bench::Bench),
     #[command(after_help = examples::doctor())]
@@ -117,6 +124,8 @@ impl Command {
             Self::Merge(c) => c.run(ui),
             Self::Quantize(c) => c.run(ui),
             Self::Score(c) => c.run(ui),
+            Self::Train(c) => c.run(ui),
+            Self::Teach(c) => c.run(ui),
             Self::Bench(c) => c.run(ui),
             Self::Doctor(c) => c.run(ui),
             Self::Completions(c) => c.run(ui),

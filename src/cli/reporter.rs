@@ -33,6 +33,7 @@ struct Phase {
     bar: Option<ProgressBar>,
     /// When the last line was written, since `started`.
     last_line: Duration,
+    status: String,
 }
 
 impl Reporter {
@@ -67,7 +68,8 @@ impl Progress for Reporter {
         let meter = Arc::new(Mutex::new(Meter::new(total)));
         let started = Instant::now();
         let bar = self.bars.then(|| new_bar(what, total, started, &meter));
-        *hold(&self.phase) = Some(Phase { what: what.to_owned(), started, meter, bar, last_line: Duration::ZERO });
+        *hold(&self.phase) =
+            Some(Phase { what: what.to_owned(), started, meter, bar, last_line: Duration::ZERO, status: String::new() });
     }
 
     fn advance(&self, units: u64) {
@@ -79,10 +81,20 @@ impl Progress for Reporter {
             Some(bar) => bar.inc(units),
             None if now.saturating_sub(phase.last_line) >= LINE_EVERY => {
                 phase.last_line = now;
-                let line = format!("{}: {}", phase.what, Standing { meter: &hold(&phase.meter), now });
+                let beside = if phase.status.is_empty() { String::new() } else { format!(", {}", phase.status) };
+                let line = format!("{}: {}{beside}", phase.what, Standing { meter: &hold(&phase.meter), now });
                 let _ = writeln!(std::io::stderr().lock(), "{line}");
             }
             None => {}
+        }
+    }
+
+    fn status(&self, text: &str) {
+        let mut phase = hold(&self.phase);
+        let Some(phase) = phase.as_mut() else { return };
+        text.clone_into(&mut phase.status);
+        if let Some(bar) = &phase.bar {
+            bar.set_message(format!("{}, {text}", phase.what));
         }
     }
 

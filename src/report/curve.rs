@@ -88,7 +88,7 @@ impl Chart<'_> {
 }
 
 /// Four to eight round values that cover `low..=high`, evenly spaced.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
+pub(super) fn ticks(low: f64, high: f64) -> Vec<f64> {
     let span = if high > low { high - low } else { high.abs().max(1.0) };
     let magnitude = 10f64.powf((span / 4.0).log10().floor());
     let step = [1.0, 2.0, 5.0].map(|factor| factor * magnitude).into_iter().find(|step| span / step <= 5.0);

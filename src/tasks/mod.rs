@@ -12,4 +12,5 @@ pub mod quantize;
 mod rewrite;
 pub mod scan;
 pub mod score;
+pub mod teach;
 pub mod train;

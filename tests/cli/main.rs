@@ -17,5 +17,6 @@ mod scan;
 mod score;
 mod shell;
 mod signals;
+mod train;
 mod translate;
 mod util;

@@ -55,7 +55,7 @@ const DEPTH: [&str; 4] = ["num_hidden_layers", "num_layers", "n_layers", "n_laye
 ///
 /// # Errors
 /// [`Error::Unsupported`] naming a list that may have one entry a layer; [`Error::Data`] for a known one of another length.
-pub(super) fn slice(path: &Path, raw: &Map<String, Value>, plan: &LayerPlan) -> Result<Map<String, Value>> {
+pub(in crate::tasks) fn slice(path: &Path, raw: &Map<String, Value>, plan: &LayerPlan) -> Result<Map<String, Value>> {
     let mut config = raw.clone();
     Slicer { path, plan }.object("", &mut config)?;
     Ok(config)

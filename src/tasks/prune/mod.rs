@@ -4,9 +4,9 @@
 //! it has been opened again and found right; until then nothing exists there, or what did is untouched.
 
 pub(super) mod carry;
-mod config;
+pub(super) mod config;
 pub mod probe;
-mod weights;
+pub(super) mod weights;
 
 use crate::error::{Error, Result};
 use crate::io::{self, NewFolder};
@@ -126,7 +126,7 @@ pub fn prune(request: &Request, verify: Verify<'_>, progress: &dyn Progress) -> 
     let layout = weights::layout(&model, &plan)?;
     // Written once, read twice (ours and the original) for the comparison.
     progress.begin("copying weights", layout.bytes() * 2);
-    let weight_files = weights::write(&layout, folder.path(), &named, progress)?;
+    let weight_files = weights::write(&layout, folder.path(), &named, &|_| Ok(None), progress)?;
     let own: Vec<String> = model.files().shards.iter().map(|shard| weights::file_name(&shard.path)).collect();
     let (carried, left_behind) = carry::copy(&request.model, folder.path(), &own, &named)?;
     write_json(&folder.path().join(CONFIG), &named(CONFIG), &Value::Object(new_config))?;

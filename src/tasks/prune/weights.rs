@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 const BUFFER: usize = 4 << 20;
 
 /// What goes where.
-pub(super) struct Layout<'a> {
+pub(in crate::tasks) struct Layout<'a> {
     shards: Vec<Shard<'a>>,
     /// The index to write, if the original has one.
     index: Option<Value>,
@@ -45,7 +45,7 @@ impl Layout<'_> {
 }
 
 /// Plans the files: shards that would be empty are dropped, and the rest renumbered where their names count them.
-pub(super) fn layout<'a>(model: &'a ModelFolder, plan: &LayerPlan) -> Result<Layout<'a>> {
+pub(in crate::tasks) fn layout<'a>(model: &'a ModelFolder, plan: &LayerPlan) -> Result<Layout<'a>> {
     let files = model.files();
     let mut place = vec![None; plan.num_hidden_layers()];
     for (new, &old) in plan.kept().iter().enumerate() {
@@ -100,7 +100,7 @@ pub(super) fn layout<'a>(model: &'a ModelFolder, plan: &LayerPlan) -> Result<Lay
     Ok(Layout { shards, index })
 }
 
-pub(super) fn file_name(path: &Path) -> String {
+pub(in crate::tasks) fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
@@ -149,11 +149,15 @@ fn head(source: &SafetensorsFile, tensors: &[(&StoredTensor, String)]) -> Result
     Ok(head)
 }
 
+/// Gives the bytes of a tensor that does not stay as it is, by its name in the original; `None` for one that does.
+pub(in crate::tasks) type Changed<'a> = &'a dyn Fn(&str) -> Result<Option<Vec<u8>>>;
+
 /// Writes the files into `folder` and gives their names. `named` is what messages call a file.
-pub(super) fn write(
+pub(in crate::tasks) fn write(
     layout: &Layout<'_>,
     folder: &Path,
     named: &dyn Fn(&str) -> PathBuf,
+    changed: Changed<'_>,
     progress: &dyn Progress,
 ) -> Result<Vec<String>> {
     let mut buffer = vec![0; BUFFER];
@@ -164,6 +168,14 @@ pub(super) fn write(
         let mut file = File::create(folder.join(&shard.name)).map_err(Error::io("create", &to))?;
         file.write_all(&shard.head).map_err(Error::io("write", &to))?;
         for tensor in &shard.tensors {
+            if let Some(bytes) = changed(&tensor.name)? {
+                if bytes.len() != tensor.range.len() {
+                    return Err(Error::shape("write", "tensor", &[tensor.range.len()], &[bytes.len()]));
+                }
+                file.write_all(&bytes).map_err(Error::io("write", &to))?;
+                progress.advance(bytes.len() as u64);
+                continue;
+            }
             source.seek(SeekFrom::Start(tensor.range.start as u64)).map_err(Error::io("read", from))?;
             let mut left = tensor.range.len();
             while left > 0 {

@@ -88,11 +88,19 @@ impl Metrics {
         }
     }
 
-    /// Keeps the whole lines up to update `step`, drops the rest, and gives those kept.
+    /// True if the file holds anything.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn rewind(&mut self, step: u64) -> Result<Vec<Line>> {
+    pub fn is_begun(&self) -> Result<bool> {
+        Ok(self.file.metadata().map_err(Error::io("read", &self.path))?.len() > 0)
+    }
+
+    /// Keeps the whole lines up to update `step` (none without it), drops the rest, and gives those kept.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn rewind(&mut self, step: Option<u64>) -> Result<Vec<Line>> {
         let mut text = String::new();
         self.file.seek(SeekFrom::Start(0)).map_err(Error::io("read", &self.path))?;
         self.file.read_to_string(&mut text).map_err(Error::io("read", &self.path))?;
@@ -103,7 +111,7 @@ impl Metrics {
                 Ok(line) if piece.ends_with('\n') => line,
                 _ => break,
             };
-            if line.step() > step {
+            if step.is_none_or(|step| line.step() > step) {
                 break;
             }
             kept.push(line);
@@ -165,7 +173,7 @@ mod tests {
         metrics.file.write_all(b"{\"step\":4,\"lo").unwrap();
         drop(metrics);
         let mut metrics = Metrics::open(folder.path()).unwrap();
-        assert_eq!(metrics.rewind(2).unwrap(), [update(1), update(2), evaluation]);
+        assert_eq!(metrics.rewind(Some(2)).unwrap(), [update(1), update(2), evaluation]);
         metrics.append(&update(3)).unwrap();
         let text = std::fs::read_to_string(folder.path().join(METRICS)).unwrap();
         assert_eq!(text.lines().count(), 4);

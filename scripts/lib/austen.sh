@@ -1,0 +1,57 @@
+# shellcheck shell=bash
+# Sourced after common.sh: Jane Austen's novels (public domain) from the Debian package r-cran-janeaustenr, of which nothing is
+# installed.
+
+# fetch_austen FOLDER: leaves emma.txt, mansfieldpark.txt, northangerabbey.txt, persuasion.txt, prideprejudice.txt and
+# sensesensibility.txt in FOLDER, a paragraph a line.
+fetch_austen() {
+    local folder=$1
+    if [ -e "$folder/prideprejudice.txt" ]; then
+        echo "    $folder is there already"
+        return
+    fi
+    need apt-get "the novels come from a Debian package: run this on Debian or Ubuntu"
+    need dpkg-deb "Debian: apt install dpkg"
+    mkdir -p "$folder/package"
+    (cd "$folder/package" && apt-get download r-cran-janeaustenr 2>/dev/null) ||
+        fail "apt-get cannot download r-cran-janeaustenr" "run apt-get update first"
+    dpkg-deb --extract "$folder"/package/r-cran-janeaustenr_*.deb "$folder/package"
+    python3 - "$folder/package/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb" "$folder" <<'PYTHON'
+import pathlib, struct, sys, zlib
+
+# R's lazy-load database: each object is its length in 4 bytes, then its serialisation, compressed.
+data, folder = pathlib.Path(sys.argv[1]).read_bytes(), pathlib.Path(sys.argv[2])
+names = {"emma": "Emma Woodhouse, handsome", "mansfieldpark": "Miss Maria Ward", "northangerabbey": "Catherine Morland in her infancy",
+         "persuasion": "Kellynch Hall", "prideprejudice": "truth universally acknowledged", "sensesensibility": "family of Dashwood"}
+at = 0
+while at < len(data):
+    stream = zlib.decompressobj()
+    raw = stream.decompress(data[at + 4:])
+    at = len(data) - len(stream.unused_data)
+    # A vector of texts: after the header, flags and length, then flags, length and bytes of each line.
+    start = raw.find(b"\x00\x00\x00\x10")
+    if start < 0:
+        continue
+    count, = struct.unpack_from(">i", raw, start + 4)
+    place, lines = start + 8, []
+    try:
+        for _ in range(count):
+            flags, length = struct.unpack_from(">ii", raw, place)
+            if flags & 255 != 9:
+                break
+            lines.append(raw[place + 8:place + 8 + max(length, 0)].decode("utf-8"))
+            place += 8 + max(length, 0)
+    except (struct.error, UnicodeDecodeError):
+        continue
+    # Lines of 70 characters become paragraphs again.
+    text = "\n".join(" ".join(part.split("\n")) for part in "\n".join(lines).split("\n\n") if part.strip()) + "\n"
+    for name, words in names.items():
+        if words in text[:6000]:
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+            names.pop(name)
+            break
+if names:
+    sys.exit("error: the package does not hold " + ", ".join(names))
+PYTHON
+    rm -r "$folder/package"
+}

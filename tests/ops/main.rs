@@ -13,6 +13,7 @@ mod adamw;
 mod argmax;
 mod attention;
 mod attention_paged;
+mod backward;
 mod block_influence;
 mod cols;
 mod cross_entropy;
@@ -54,4 +55,5 @@ fn every_op_has_a_test_and_cases() {
     assert_eq!(tested, prunectl::ops::ALL);
     let with_cases: Vec<&str> = prunectl::ops::cases::COUNTS.iter().filter(|c| c.1 > 0).map(|c| c.0).collect();
     assert_eq!(with_cases, prunectl::ops::ALL);
+    assert_eq!(backward::OPS, prunectl::ops::TRAINING);
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import FIXTURES
 from peft import LoraConfig, PeftModel, get_peft_model
-from reference import load, nll, token_records, write_jsonl
+from reference import load, nll, token_records, without, write_jsonl
 
 OPTIONS = {
     "plain": {"target_modules": "all-linear"},
@@ -54,6 +54,23 @@ def test_a_peft_adapter_gives_pefts_loss_and_merges_to_it(prunectl, tiny, tmp_pa
     for key, weight in merged.state_dict().items():
         assert (weight - reference[key]).abs().max() <= 1e-6 * weight.abs().max(), key
     assert json.loads((tmp_path / "merged/config.json").read_text()) == json.loads((tiny / "config.json").read_text())
+
+
+@pytest.mark.parametrize("options", [[], ["--rslora", "false", "--targets", "q_proj,up_proj"], ["--skip", "1"]], ids=["all", "two", "skip"])
+def test_peft_loads_what_training_wrote(prunectl, tiny, tmp_path, options):
+    records = token_records(seed=7, vocab_size=259)
+    data = write_jsonl(tmp_path / "data.jsonl", records)
+    out = tmp_path / "adapter"
+    training = ["--data", data, "--out", out, "--quant", "none", "--r", "4", "--alpha", "8", "--steps", "3", "--lr", "0.01"]
+    prunectl("train-qlora", tiny, *training, "--dtype", "f32", *options)
+    model = PeftModel.from_pretrained(load(tiny), out).eval()
+    skipped = options[:1] == ["--skip"]
+    if skipped:
+        without(model.base_model.model, [1])
+    found = prunectl("eval", tiny, "--adapter", out, "--data", data, "--dtype", "f32", *(options if skipped else []))
+    assert found["nll"] == pytest.approx(nll(model, records), rel=1e-4)
+    plain = without(load(tiny), [1]) if skipped else load(tiny)
+    assert abs(nll(plain, records) - found["nll"]) > 1e-3
 
 
 def test_translate_generates_what_peft_does(prunectl, tmp_path):

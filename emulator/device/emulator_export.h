@@ -30,26 +30,25 @@ constexpr std::string_view spelled() {
     return text.substr(0, text.find_first_of(";]"));
 }
 
+// As kernels write it, whatever the type is an alias of.
 template <typename T>
 constexpr std::string_view type_name() {
-    if constexpr (std::is_same_v<T, float>) {
-        return "f32";
-    } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
         return "bf16";
     } else if constexpr (std::is_same_v<T, uint8_t>) {
-        return "u8";
+        return "uint8_t";
     } else if constexpr (std::is_integral_v<T> && sizeof(T) == 2) {
-        return std::is_signed_v<T> ? "i16" : "u16";
+        return std::is_signed_v<T> ? "int16_t" : "uint16_t";
     } else if constexpr (std::is_integral_v<T> && sizeof(T) == 4) {
-        return std::is_signed_v<T> ? "i32" : "u32";
+        return std::is_signed_v<T> ? "int32_t" : "uint32_t";
     } else if constexpr (std::is_integral_v<T> && sizeof(T) == 8) {
-        return std::is_signed_v<T> ? "i64" : "u64";
+        return std::is_signed_v<T> ? "int64_t" : "uint64_t";
     } else {
         return spelled<T>();
     }
 }
 
-// "const bf16*", "f32*", "u32", "RmsNormSizes", with a terminating zero.
+// "const bf16*", "float*", "uint32_t", "RmsNormSizes", with a terminating zero.
 template <typename P>
 struct TypeText {
     using Pointee = std::remove_pointer_t<P>;

@@ -101,7 +101,7 @@ void wgmma_wait(int unfinished, Site site);
 // ---- Kernels
 
 struct Parameter {
-    const char* type;  // "const bf16*", "u32", "RmsNormSizes"
+    const char* type;  // "const bf16*", "uint32_t", "RmsNormSizes"
     size_t bytes;
     size_t alignment;
     size_t pointee_alignment;  // 0 where it is no pointer

@@ -2,6 +2,7 @@
 //! all commands is in `general`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod bench;
 mod doctor;
 mod eval;
 mod general;

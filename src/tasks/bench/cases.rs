@@ -5,16 +5,16 @@ use crate::backend::cpu::{CpuBackend, Matrix, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::{
     Argmax, ArgmaxArgs, Attention, AttentionArgs, AttentionPagedArgs, CrossEntropy, CrossEntropyArgs, Device, Heads, KvCache,
-    KvWriteArgs, Linear, LinearArgs, PAGE_TOKENS, PagedRow, RmsNorm, RmsNormArgs, Swiglu, SwigluArgs,
+    KvWriteArgs, Linear, LinearArgs, PAGE_TOKENS, PagedRow,
 };
 use crate::tensor::{Dtype, HostTensor, SharedBytes};
 use std::sync::Arc;
 
 pub(super) type Make = Box<dyn FnOnce(Option<usize>) -> Result<Case>>;
 
-const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
+pub(super) const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
 pub(super) const HIDDEN: usize = 576;
-const VOCAB: usize = 49152;
+pub(super) const VOCAB: usize = 49152;
 /// Weights of a decoding case together: more than caches hold.
 const ROTATED_BYTES: usize = 128 << 20;
 
@@ -43,9 +43,7 @@ pub(super) fn all(what: What) -> Vec<Make> {
         cases.push(Box::new(|threads| attention_paged(threads, 1, 512)));
     }
     if what == What::Ops {
-        cases.push(Box::new(|threads| rms_norm(threads, 4096)));
-        cases.push(Box::new(|threads| rms_norm(threads, 1)));
-        cases.push(Box::new(|threads| swiglu(threads, 4096)));
+        cases.extend(super::rows::all());
     }
     cases
 }
@@ -55,7 +53,7 @@ pub(super) fn values(len: usize) -> Vec<f32> {
 }
 
 /// bf16 weights, as files hold them.
-fn weights(backend: &CpuBackend, rows: usize, cols: usize) -> Result<Matrix> {
+pub(super) fn weights(backend: &CpuBackend, rows: usize, cols: usize) -> Result<Matrix> {
     let bytes: Vec<u8> = values(rows * cols).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
     let len = bytes.len();
     let bytes = SharedBytes::new(Arc::new(bytes), 0..len).ok_or_else(|| Error::shape("bench", "weight", &[len], &[0]))?;
@@ -155,21 +153,4 @@ fn attention_paged(threads: Option<usize>, rows: usize, keys: u32) -> Result<Cas
     });
     let case = format!("{rows} rows, {keys} keys, pages of {PAGE_TOKENS}");
     Ok(Case { op: "attention_paged", case, dtype: Dtype::F32, limit: Limit::F32Flops, work, call })
-}
-
-fn rms_norm(threads: Option<usize>, rows: usize) -> Result<Case> {
-    let backend = CpuBackend::new(Dtype::F32, threads)?;
-    let (x, weight) = (tensor(&backend, rows, HIDDEN)?, tensor(&backend, 1, HIDDEN)?);
-    let mut y = backend.zeros(rows, HIDDEN)?;
-    let call = Box::new(move || backend.rms_norm(RmsNormArgs { y: &mut y, x: &x, weight: &weight, eps: 1e-5 }));
-    let work = 8.0 * (rows * HIDDEN) as f64;
-    Ok(Case { op: "rms_norm", case: format!("{rows} x {HIDDEN}"), dtype: Dtype::F32, limit: Limit::ReadBytes, work, call })
-}
-
-fn swiglu(threads: Option<usize>, rows: usize) -> Result<Case> {
-    let backend = CpuBackend::new(Dtype::F32, threads)?;
-    let (gate_up, mut y) = (tensor(&backend, rows, 3072)?, backend.zeros(rows, 1536)?);
-    let call = Box::new(move || backend.swiglu(SwigluArgs { y: &mut y, gate_up: &gate_up }));
-    let work = 12.0 * (rows * 1536) as f64;
-    Ok(Case { op: "swiglu", case: format!("{rows} x 1536"), dtype: Dtype::F32, limit: Limit::ReadBytes, work, call })
 }

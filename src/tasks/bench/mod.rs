@@ -3,6 +3,7 @@
 
 mod cases;
 mod nf4;
+mod rows;
 
 use crate::backend::cpu::peak::ReadBuffer;
 use crate::backend::cpu::{CpuBackend, Isa};
@@ -90,13 +91,24 @@ pub struct Report {
 }
 
 /// An op ready to run.
-struct Case {
-    op: &'static str,
-    case: String,
-    dtype: Dtype,
-    limit: Limit,
-    work: f64,
-    call: Box<dyn FnMut() -> Result<()>>,
+pub struct Case {
+    /// As in `ops::ALL`.
+    pub op: &'static str,
+    /// Sizes in words.
+    pub case: String,
+    /// Arithmetic.
+    pub dtype: Dtype,
+    /// What limits it.
+    pub limit: Limit,
+    /// Work of a call: FLOPs or bytes.
+    pub work: f64,
+    /// The call. The first one packs weights and touches memory.
+    pub call: Box<dyn FnMut() -> Result<()>>,
+}
+
+/// The ops of `what` at their sizes, each made when it is asked for.
+pub fn cases(what: What, threads: Option<usize>) -> impl ExactSizeIterator<Item = Result<Case>> {
+    cases::all(what).into_iter().map(move |make| make(threads))
 }
 
 struct Ceilings<'a> {
@@ -131,12 +143,12 @@ pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report> {
             ceilings.measure(limit);
         }
     }
-    let makers = cases::all(request.what);
-    progress.begin("bench", makers.len() as u64);
+    let cases = cases(request.what, request.threads);
+    progress.begin("bench", cases.len() as u64);
     let mut rows = Vec::new();
-    for make in makers {
+    for case in cases {
         progress.check("nothing is written by a bench")?;
-        rows.push(measure(make(request.threads)?, request.repeats, &mut ceilings)?);
+        rows.push(measure(case?, request.repeats, &mut ceilings)?);
         progress.advance(1);
     }
     progress.end();

@@ -3,6 +3,7 @@
 use prunectl::backend::cpu::CpuBackend;
 use prunectl::data::{Example, Target};
 use prunectl::model::{Batch, Decoder, LayerPlan, ModelFolder, Residency, Scratch, packed_targets};
+use prunectl::ops::Backend;
 use prunectl::tensor::Dtype;
 use safetensors::SafeTensors;
 use std::path::PathBuf;
@@ -80,7 +81,7 @@ impl Fixture {
 }
 
 /// Logits at every position and mean loss of the targets.
-pub(crate) fn logits_and_loss(decoder: &Decoder<CpuBackend>, examples: &[Example], plan: &LayerPlan) -> (Vec<Vec<f32>>, f64) {
+pub(crate) fn logits_and_loss<B: Backend>(decoder: &Decoder<B>, examples: &[Example], plan: &LayerPlan) -> (Vec<Vec<f32>>, f64) {
     let batch = Batch::pack(examples.iter().map(|e| e.ids.as_slice()));
     let mut scratch = Scratch::new(decoder.backend()).unwrap();
     let x = decoder.forward(&batch, plan, &mut scratch, |_, _| Ok(())).unwrap();
@@ -93,13 +94,18 @@ pub(crate) fn logits_and_loss(decoder: &Decoder<CpuBackend>, examples: &[Example
 
 /// The tolerance policy of whole models: each row may differ by 1e-5 of its largest magnitude (f32 sums in another order).
 pub(crate) fn assert_rows(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
+    assert_rows_within(what, found, expected, 1e-5);
+}
+
+/// The same with a tolerance of one's own, relative to the largest magnitude of each row.
+pub(crate) fn assert_rows_within(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{what}: number of rows");
     for (row, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert_eq!(found.len(), expected.len(), "{what}: width of row {row}");
         let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         for (column, (&f, &e)) in found.iter().zip(expected).enumerate() {
             let error = (f - e).abs();
-            assert!(error <= 1e-5 * largest, "{what}: row {row}, column {column}: {f} instead of {e} (largest {largest})");
+            assert!(error <= tolerance * largest, "{what}: row {row}, column {column}: {f} instead of {e} (largest {largest})");
         }
     }
 }

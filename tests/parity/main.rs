@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(clippy::cast_precision_loss, reason = "counts in tests are small")]
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod fixture;
 mod gradients;
 mod invariance;

@@ -2,8 +2,11 @@
 
 use super::ui::Ui;
 use crate::backend::cpu::CpuBackend;
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::CudaBackend;
 use crate::error::{Error, Result};
-use crate::model::{Decoder, LayerPlan, ModelFolder, Residency};
+use crate::model::{LayerPlan, ModelFolder, Residency};
+use crate::ops::Backend;
 use crate::tensor::Dtype;
 use clap::{Args, ValueEnum};
 
@@ -25,21 +28,29 @@ pub(crate) struct ComputeArgs {
     /// What matrices are multiplied in; sums are always f32
     #[arg(long, value_enum, default_value = "auto", value_name = "DTYPE")]
     pub(crate) dtype: DtypeChoice,
-    /// Memory for hidden states or the KV cache, as 800M or 2G [default: half of what is free]
+    /// Memory for hidden states or the KV cache, as 800M or 2G [default: half of what is free beside the weights]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) mem_budget: Option<u64>,
 }
 
+/// The device that --device came to. Commands match on it once and go on with a function that is generic over backends.
+pub(crate) enum Opened {
+    Cpu(CpuBackend),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<CudaBackend>),
+}
+
+/// Where weights are to live, and what is left for hidden states or the KV cache.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) residency: Residency,
+    pub(crate) budget: u64,
+}
+
 impl ComputeArgs {
-    /// The model on the device asked for. `positions`: longest sequence that will be run.
-    pub(crate) fn decoder(
-        &self,
-        ui: &Ui,
-        folder: ModelFolder,
-        residency: Residency,
-        positions: usize,
-    ) -> Result<Decoder<CpuBackend>> {
-        ui.device()?;
+    /// The device asked for, multiplying in the dtype asked for.
+    pub(crate) fn open(&self, ui: &Ui, folder: &ModelFolder) -> Result<Opened> {
+        let choice = ui.device()?;
         let dtype = match self.dtype {
             DtypeChoice::F32 => Dtype::F32,
             DtypeChoice::Bf16 => Dtype::Bf16,
@@ -47,12 +58,29 @@ impl ComputeArgs {
             DtypeChoice::Auto if folder.dtypes().iter().all(|(dtype, _)| *dtype == Dtype::Bf16) => Dtype::Bf16,
             DtypeChoice::Auto => Dtype::F32,
         };
-        Decoder::new(CpuBackend::new(dtype, ui.global.threads)?, folder, residency, positions)
+        match choice.gpu {
+            #[cfg(feature = "cuda")]
+            Some(ordinal) => Ok(Opened::Cuda(Box::new(CudaBackend::new(dtype, ordinal)?))),
+            _ => Ok(Opened::Cpu(CpuBackend::new(dtype, ui.global.threads)?)),
+        }
     }
 
-    /// --mem-budget, or half of the free memory (1 GiB where the system does not say).
-    pub(crate) fn budget(&self) -> u64 {
-        self.mem_budget.unwrap_or_else(|| crate::machine::available_memory_bytes().map_or(1 << 30, |free| free / 2))
+    /// Plans memory. A device that reads weights where the files are mapped keeps them as `wanted` says and gives half of the
+    /// free memory (1 GiB where the system does not say). On one with memory of its own weights stay if they leave as much as
+    /// --mem-budget says (a quarter of the memory without it); otherwise they are streamed layer by layer.
+    pub(crate) fn memory<B: Backend>(&self, backend: &B, folder: &ModelFolder, wanted: Residency) -> Result<Memory> {
+        let Some(free) = backend.free_memory()? else {
+            let half = || crate::machine::available_memory_bytes().map_or(1 << 30, |free| free / 2);
+            return Ok(Memory { residency: wanted, budget: self.mem_budget.unwrap_or_else(half) });
+        };
+        let (parameters, _) = folder.size_under(&LayerPlan::full(folder.config.num_hidden_layers));
+        let weights = parameters.saturating_mul(backend.compute_dtype().size() as u64);
+        let rest = free.saturating_sub(weights);
+        if rest >= self.mem_budget.unwrap_or(free / 4) {
+            Ok(Memory { residency: Residency::Resident, budget: self.mem_budget.unwrap_or(rest / 2) })
+        } else {
+            Ok(Memory { residency: Residency::Streamed, budget: self.mem_budget.unwrap_or(free / 2) })
+        }
     }
 }
 

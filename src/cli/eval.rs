@@ -1,7 +1,7 @@
 //! `prunectl eval`.
 
 use super::adapter_args::AdapterArgs;
-use super::compute::{ComputeArgs, plan, unknown_metric};
+use super::compute::{ComputeArgs, Opened, plan, unknown_metric};
 use super::data_args::DataArgs;
 use super::examples;
 use super::generate_args::{GenerateArgs, decode, longest};
@@ -79,6 +79,14 @@ impl Eval {
             }
         }
         let folder = ModelFolder::open(&self.model)?;
+        match self.compute.open(ui, &folder)? {
+            Opened::Cpu(backend) => self.run_on(ui, backend, folder, wants_texts, &metrics),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(backend) => self.run_on(ui, *backend, folder, wants_texts, &metrics),
+        }
+    }
+
+    fn run_on<B: Backend>(&self, ui: &Ui, backend: B, folder: ModelFolder, wants_texts: bool, metrics: &[Metric]) -> Result<()> {
         let plan = plan(&folder, self.skip.as_deref())?;
         let adapter = self.adapter.open(&folder)?;
         let dataset = Dataset::open(&self.data.options(folder.config.max_position_embeddings)?)?;
@@ -92,20 +100,21 @@ impl Eval {
         } else {
             None
         };
+        let wanted = if metrics.is_empty() { Residency::Streamed } else { Residency::Resident };
+        let memory = self.compute.memory(&backend, &folder, wanted)?;
         let generation = if metrics.is_empty() {
             None
         } else {
             let prompts = dataset.prompts(tokenizer.as_ref(), vocab_size)?;
             truncated = truncated.max(prompts.truncated);
-            let options = self.generate.options(&folder, tokenizer.as_ref(), &prompts.prompts, self.compute.budget())?;
+            let options = self.generate.options(&folder, tokenizer.as_ref(), &prompts.prompts, memory.budget)?;
             Some((prompts.prompts, options))
         };
         if truncated > 0 {
             ui.progress().note(&format!("{truncated} records are longer than --seq-len and lost their end"));
         }
         let positions = examples.iter().flatten().map(|e| e.ids.len()).chain(generation.iter().map(|(p, o)| longest(p, o))).max();
-        let residency = if generation.is_some() { Residency::Resident } else { Residency::Streamed };
-        let decoder = adapter.over(self.compute.decoder(ui, folder, residency, positions.unwrap_or(1))?)?;
+        let decoder = adapter.over(Decoder::new(backend, folder, memory.residency, positions.unwrap_or(1))?)?;
         let mut report = self.report(&decoder, &plan, &dataset, truncated);
         report.adapter = adapter.path();
         report.segments = examples.as_ref().map_or(dataset.records.len(), Vec::len);
@@ -114,9 +123,9 @@ impl Eval {
         }
         if let Some((given, options)) = &generation {
             let decode = decode(tokenizer.as_ref(), decoder.folder())?;
-            report.generation = Some(prompts(&decoder, &plan, given, &metrics, options, &decode, ui.progress())?);
+            report.generation = Some(prompts(&decoder, &plan, given, metrics, options, &decode, ui.progress())?);
         }
-        report.peak_memory_bytes = crate::machine::peak_memory_bytes();
+        report.peak_memory_bytes = decoder.backend().peak_memory().unwrap_or_else(crate::machine::peak_memory_bytes);
         ui.print(&report, &report.text())
     }
 

@@ -1,10 +1,11 @@
 //! `prunectl prune`.
 
-use super::compute::{ComputeArgs, DtypeChoice};
+use super::compute::{ComputeArgs, DtypeChoice, Opened};
 use super::layers::{LayerList, parse_layers};
 use super::ui::Ui;
-use crate::error::Result;
-use crate::model::{LayerPlan, ModelFolder, Residency};
+use crate::error::{Error, Result};
+use crate::model::{Decoder, LayerPlan, ModelFolder, Residency};
+use crate::ops::Backend;
 use crate::tasks::prune::probe::{PROBE_TOKENS, same_logits};
 use crate::tasks::prune::{Choice, Report, Request, prune};
 use clap::{ArgGroup, Args};
@@ -55,12 +56,27 @@ impl Prune {
         let compute = ComputeArgs { dtype: DtypeChoice::Auto, mem_budget: None };
         let verify = |original: &ModelFolder, plan: &LayerPlan, pruned: &ModelFolder| -> Result<()> {
             // Opened again by path: a decoder owns its folder.
-            let open = |path| compute.decoder(ui, ModelFolder::open(path)?, Residency::Streamed, PROBE_TOKENS);
-            same_logits(&open(&original.path)?, plan, &open(&pruned.path)?)
+            let open = |folder: &ModelFolder| {
+                let folder = ModelFolder::open(&folder.path)?;
+                Ok::<_, Error>((compute.open(ui, &folder)?, folder))
+            };
+            match (open(original)?, open(pruned)?) {
+                ((Opened::Cpu(a), original), (Opened::Cpu(b), pruned)) => probe(a, original, plan, b, pruned),
+                #[cfg(feature = "cuda")]
+                ((Opened::Cuda(a), original), (Opened::Cuda(b), pruned)) => probe(*a, original, plan, *b, pruned),
+                // One request gives one kind of device.
+                #[cfg(feature = "cuda")]
+                _ => Err(Error::Device { problem: "the device changed between two looks at it".into(), help: None }),
+            }
         };
         let report = prune(&request, &verify, ui.progress())?;
         ui.print(&report, &text(&report))
     }
+}
+
+fn probe<B: Backend>(a: B, original: ModelFolder, plan: &LayerPlan, b: B, pruned: ModelFolder) -> Result<()> {
+    let decoder = |backend, folder| Decoder::new(backend, folder, Residency::Streamed, PROBE_TOKENS);
+    same_logits(&decoder(a, original)?, plan, &decoder(b, pruned)?)
 }
 
 fn text(report: &Report) -> String {

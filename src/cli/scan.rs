@@ -1,7 +1,7 @@
 //! `prunectl scan`.
 
 use super::adapter_args::AdapterArgs;
-use super::compute::{ComputeArgs, unknown_metric};
+use super::compute::{ComputeArgs, Opened, unknown_metric};
 use super::data_args::{DataArgs, digest};
 use super::examples;
 use super::generate_args::{GenerateArgs, decode, longest};
@@ -10,7 +10,8 @@ use super::ui::Ui;
 use crate::data::{DataOptions, Dataset, Tokenizer};
 use crate::error::Result;
 use crate::metrics::{self, BleuTokenizer};
-use crate::model::{ModelFolder, Residency};
+use crate::model::{Decoder, ModelFolder, Residency};
+use crate::ops::Backend;
 use crate::report::ScanJson;
 use crate::report::scan_json;
 use crate::tasks::scan::{Facts, Material, Metric, Request, run};
@@ -89,12 +90,23 @@ impl Scan {
     pub(crate) fn run(self, ui: &Ui) -> Result<()> {
         let metric = self.metric()?;
         let folder = ModelFolder::open(&self.model)?;
+        match self.compute.open(ui, &folder)? {
+            Opened::Cpu(backend) => self.run_on(ui, backend, folder, metric),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(backend) => self.run_on(ui, *backend, folder, metric),
+        }
+    }
+
+    fn run_on<B: Backend>(&self, ui: &Ui, backend: B, folder: ModelFolder, metric: Metric) -> Result<()> {
         let adapter = self.adapter.open(&folder)?;
         let config = &folder.config;
         let data_options = self.data.options(config.max_position_embeddings)?;
         let dataset = Dataset::open(&data_options)?;
         let generates = matches!(metric, Metric::Text(_));
         let tokenizer = if generates { Some(Tokenizer::open(&self.model)?) } else { Tokenizer::open_for(&dataset, &self.model)? };
+        // A race walks the layers many times with few rows: making the weights ready each time would show.
+        let wanted = if generates || self.race { Residency::Resident } else { Residency::Streamed };
+        let memory = self.compute.memory(&backend, &folder, wanted)?;
         let request = Request {
             out: self.out.clone(),
             metric,
@@ -103,7 +115,7 @@ impl Scan {
             already_removed: self.already_removed.clone().unwrap_or_default(),
             self_references: self.references == "self",
             race: self.race.then_some(self.race_delta),
-            mem_budget: self.compute.budget(),
+            mem_budget: memory.budget,
             resume: self.resume,
             force: self.force,
         };
@@ -117,7 +129,7 @@ impl Scan {
             facts.options.insert("max_new_tokens".into(), json!(options.max_new_tokens));
             facts.options.insert("eos".into(), json!(options.eos));
             facts.options.insert("tokens".into(), json!(digest(prompts.prompts.iter().map(|p| p.ids.as_slice()))));
-            let decoder = self.compute.decoder(ui, folder, Residency::Resident, longest(&prompts.prompts, &options))?;
+            let decoder = Decoder::new(backend, folder, memory.residency, longest(&prompts.prompts, &options))?;
             let decoder = adapter.over(decoder)?;
             let decode = decode(tokenizer.as_ref(), decoder.folder())?;
             let material = Material::Prompts { prompts: &prompts.prompts, options, decode: &decode };
@@ -132,9 +144,7 @@ impl Scan {
                 ui.progress().note(&format!("{} records are longer than --seq-len and lost their end", examples.truncated));
             }
             let positions = examples.examples.iter().map(|e| e.ids.len()).max().unwrap_or(1);
-            // A race walks the layers many times with few rows: making the weights ready each time would show.
-            let residency = if self.race { Residency::Resident } else { Residency::Streamed };
-            let decoder = adapter.over(self.compute.decoder(ui, folder, residency, positions)?)?;
+            let decoder = adapter.over(Decoder::new(backend, folder, memory.residency, positions)?)?;
             run(&decoder, &request, &Material::Texts(&examples.examples), facts, ui.progress())?
         };
         ui.print(&scan, &self.text(&scan))

@@ -1,7 +1,7 @@
 //! `prunectl translate`.
 
 use super::adapter_args::AdapterArgs;
-use super::compute::{ComputeArgs, plan};
+use super::compute::{ComputeArgs, Opened, plan};
 use super::data_args::{DataArgs, digest};
 use super::examples;
 use super::generate_args::{GenerateArgs, decode, longest};
@@ -78,6 +78,14 @@ impl Translate {
             return Err(Error::request("--stop takes a text that is not empty"));
         }
         let folder = ModelFolder::open(&self.model)?;
+        match self.compute.open(ui, &folder)? {
+            Opened::Cpu(backend) => self.run_on(ui, backend, folder),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(backend) => self.run_on(ui, *backend, folder),
+        }
+    }
+
+    fn run_on<B: Backend>(&self, ui: &Ui, backend: B, folder: ModelFolder) -> Result<()> {
         let plan = plan(&folder, self.skip.as_deref())?;
         let adapter = self.adapter.open(&folder)?;
         let dataset = Dataset::open(&self.data.options(folder.config.max_position_embeddings)?)?;
@@ -86,8 +94,9 @@ impl Translate {
         if prompts.truncated > 0 {
             ui.progress().note(&format!("{} prompts are longer than --seq-len and lost their end", prompts.truncated));
         }
-        let options = self.generate.options(&folder, tokenizer.as_ref(), &prompts.prompts, self.compute.budget())?;
-        let decoder = self.compute.decoder(ui, folder, Residency::Resident, longest(&prompts.prompts, &options))?;
+        let memory = self.compute.memory(&backend, &folder, Residency::Resident)?;
+        let options = self.generate.options(&folder, tokenizer.as_ref(), &prompts.prompts, memory.budget)?;
+        let decoder = Decoder::new(backend, folder, memory.residency, longest(&prompts.prompts, &options))?;
         let decoder = adapter.over(decoder)?;
         let decode = decode(tokenizer.as_ref(), decoder.folder())?;
         let start = Instant::now();

@@ -119,6 +119,19 @@ pub trait Device: Send + Sync {
 
     /// Bytes a tensor of this shape takes, for planning against a memory budget.
     fn tensor_bytes(&self, rows: usize, cols: usize) -> u64;
+
+    /// Rows that go through a layer together: enough for full arithmetic speed, few enough for what lives within a layer.
+    fn batch_rows(&self) -> usize;
+
+    /// Bytes that could be allocated now, on a device with memory of its own, which weights have to share; `None` on one that
+    /// reads weights where the files are mapped.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn free_memory(&self) -> Result<Option<u64>>;
+
+    /// Most bytes of the device's own memory that were in use at a time; `None` on one that has none.
+    fn peak_memory(&self) -> Option<u64>;
 }
 
 /// A device that computes every op.

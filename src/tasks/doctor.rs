@@ -238,6 +238,15 @@ fn judge_cuda(cuda: &Cuda, request: DeviceRequest, findings: &mut Vec<Finding>) 
         let (major, minor) = gpu.compute_capability;
         let what =
             format!("cuda:{} {}, compute capability {major}.{minor}, {}", gpu.ordinal, gpu.name, gib(gpu.total_memory_bytes));
+        #[cfg(feature = "cuda")]
+        if gpu.name == crate::backend::cuda::driver::EMULATED {
+            findings.push(warning(
+                "gpu",
+                format!("cuda:{} is no GPU: the driver's library is the emulated one of prunectl's own tests", gpu.ordinal),
+                "take its folder out of LD_LIBRARY_PATH",
+            ));
+            continue;
+        }
         findings.push(match gpu.coverage {
             "machine_code" => finding("gpu", Status::Ok, what),
             "ptx" => {

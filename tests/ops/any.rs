@@ -191,6 +191,27 @@ impl Device for Any {
             Self::Cuda(b, _) => b.tensor_bytes(rows, cols),
         }
     }
+
+    fn batch_rows(&self) -> usize {
+        match self {
+            Self::Cpu(b) => b.batch_rows(),
+            Self::Cuda(b, _) => b.batch_rows(),
+        }
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Cpu(b) => b.free_memory(),
+            Self::Cuda(b, _) => b.free_memory(),
+        }
+    }
+
+    fn peak_memory(&self) -> Option<u64> {
+        match self {
+            Self::Cpu(b) => b.peak_memory(),
+            Self::Cuda(b, _) => b.peak_memory(),
+        }
+    }
 }
 
 impl Embedding for Any {

@@ -18,13 +18,8 @@ use prunectl::tensor::Dtype;
 use std::collections::BTreeMap;
 
 /// Model and largest error of a logit relative to its row's largest.
-const BF16: [(&str, f32); 5] = [
-    ("llama", 0.03122),
-    ("llama-tied-llama3rope", 0.02604),
-    ("qwen2", 0.03258),
-    ("cohere", 0.02213),
-    ("cohere-qknorm", 0.02460),
-];
+const BF16: [(&str, f32); 5] =
+    [("llama", 0.03122), ("llama-tied-llama3rope", 0.02604), ("qwen2", 0.03258), ("cohere", 0.02213), ("cohere-qknorm", 0.02460)];
 
 /// Relative error of the loss, the largest of the five: errors of rows cancel in a mean, more or less by chance.
 const BF16_LOSS: f64 = 0.000_338;

@@ -190,4 +190,17 @@ impl Device for CpuBackend {
     fn tensor_bytes(&self, rows: usize, cols: usize) -> u64 {
         4 * rows as u64 * cols as u64
     }
+
+    fn batch_rows(&self) -> usize {
+        // Intermediate activations stay in cache.
+        512
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn peak_memory(&self) -> Option<u64> {
+        None
+    }
 }

@@ -236,4 +236,17 @@ impl Device for CudaBackend {
     fn tensor_bytes(&self, rows: usize, cols: usize) -> u64 {
         4 * rows as u64 * cols as u64
     }
+
+    fn batch_rows(&self) -> usize {
+        // Thousands of tiles in the narrowest product of a 4096 wide model; half a gigabyte within its layers.
+        4096
+    }
+
+    fn free_memory(&self) -> Result<Option<u64>> {
+        self.gpu.available_memory().map(Some)
+    }
+
+    fn peak_memory(&self) -> Option<u64> {
+        Some(self.gpu.peak_memory())
+    }
 }

@@ -165,7 +165,7 @@ pub fn run<B: Backend>(
         order,
         depth,
         seconds,
-        peak_memory_bytes: crate::machine::peak_memory_bytes(),
+        peak_memory_bytes: decoder.backend().peak_memory().unwrap_or_else(crate::machine::peak_memory_bytes),
     };
     // scan.json comes last: where it is, the others are.
     crate::io::write(&request.out.join("report.html"), crate::report::render_html(&scan).as_bytes())?;

@@ -9,15 +9,11 @@
 //! Every op is batch-invariant, so the scores have the bits of the naive one-candidate-at-a-time loop.
 
 use crate::data::Example;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Batch, Context, Decoder, LayerPlan, LayerWeights, Scratch, packed_targets};
 use crate::ops::{Backend, BlockInfluenceArgs, Shaped};
 use crate::progress::Progress;
 use std::collections::BTreeMap;
-
-/// Rows that go through a layer together: enough for full arithmetic speed, few enough for intermediate activations to stay
-/// in cache.
-const MICRO_BATCH_ROWS: usize = 512;
 
 /// Which loss of the target tokens is summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +25,7 @@ pub enum Loss {
 }
 
 /// What to score.
+#[derive(Debug, Clone, Copy)]
 pub struct SweepRequest<'a> {
     /// The model the round starts from.
     pub plan: &'a LayerPlan,
@@ -60,7 +57,35 @@ type State<B> = Vec<<B as crate::ops::Device>::Tensor>;
 ///
 /// # Errors
 /// [`Error::Interrupted`](crate::Error::Interrupted), or those of the ops.
+///
+/// A device that runs out of memory makes the groups smaller, down to one candidate at a time.
 pub fn sweep<B: Backend>(decoder: &Decoder<B>, request: &SweepRequest<'_>, progress: &dyn Progress) -> Result<SweepLosses> {
+    let rows: usize = request.examples.iter().map(|e| e.ids.len()).sum();
+    let state = state_bytes(decoder, rows).max(1);
+    let mut budget = request.budget;
+    loop {
+        match attempt(decoder, &SweepRequest { budget, ..*request }, progress) {
+            Err(Error::OutOfMemory { problem, .. }) => {
+                // What the base, its checkpoint and all candidates take is the most that a budget can mean.
+                let used = budget.min(state.saturating_mul(request.candidates.len() as u64 + 2));
+                if used <= 3 * state {
+                    return Err(Error::OutOfMemory {
+                        problem,
+                        help: Some(format!(
+                            "the hidden states of one candidate at a time are {} bytes for {rows} tokens: use fewer (--limit)",
+                            3 * state
+                        )),
+                    });
+                }
+                budget = used / 2;
+                progress.note(&format!("out of memory: candidates are scored in smaller groups, of {budget} bytes"));
+            }
+            other => return other,
+        }
+    }
+}
+
+fn attempt<B: Backend>(decoder: &Decoder<B>, request: &SweepRequest<'_>, progress: &dyn Progress) -> Result<SweepLosses> {
     let mut walk = Walk::new(decoder, request, progress)?;
     let reference = match request.loss {
         Loss::Nll => None,
@@ -167,6 +192,7 @@ struct GroupDone<B: Backend> {
 
 impl<'a, B: Backend> Walk<'a, B> {
     fn new(decoder: &'a Decoder<B>, request: &'a SweepRequest<'a>, progress: &'a dyn Progress) -> Result<Self> {
+        let batch_rows = decoder.backend().batch_rows();
         let mut micro = Vec::new();
         let mut first = 0;
         while first < request.examples.len() {
@@ -175,7 +201,7 @@ impl<'a, B: Backend> Walk<'a, B> {
                 .iter()
                 .take_while(|e| {
                     rows += e.ids.len();
-                    rows <= MICRO_BATCH_ROWS
+                    rows <= batch_rows
                 })
                 .count()
                 .max(1);

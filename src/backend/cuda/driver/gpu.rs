@@ -403,7 +403,7 @@ fn signature<S>(arguments: &[Argument<'_>]) -> String {
     text + sizes.rsplit("::").next().unwrap_or(sizes)
 }
 
-pub(in crate::backend::cuda) fn no_kernels() -> Error {
+pub(in crate::backend) fn no_kernels() -> Error {
     Error::Device {
         problem: "CUDA kernels are not in this build".into(),
         help: Some("run scripts/cuda-toolchain and build again, or use --device cpu".into()),

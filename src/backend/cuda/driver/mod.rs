@@ -7,7 +7,7 @@ mod gpu;
 mod pool;
 mod staging;
 
-pub(in crate::backend::cuda) use gpu::no_kernels;
+pub(in crate::backend) use gpu::no_kernels;
 pub use gpu::{Argument, Element, Geometry, Gpu};
 pub use pool::Buffer;
 
@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::sync::OnceLock;
+
+/// What the emulated GPU of the tests (emulator/) calls itself.
+pub const EMULATED: &str = "prunectl emulated device";
 
 /// A GPU as the driver describes it; asking costs no memory on it.
 #[derive(Debug, Clone, PartialEq, Eq)]

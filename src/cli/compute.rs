@@ -40,6 +40,13 @@ pub(crate) enum Opened {
     Cuda(Box<CudaBackend>),
 }
 
+/// The same, once for each of two models.
+pub(crate) enum OpenedTwice {
+    Cpu([CpuBackend; 2]),
+    #[cfg(feature = "cuda")]
+    Cuda([Box<CudaBackend>; 2]),
+}
+
 /// Where weights are to live, and what is left for hidden states or the KV cache.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
@@ -50,18 +57,35 @@ pub(crate) struct Memory {
 impl ComputeArgs {
     /// The device asked for, multiplying in the dtype asked for.
     pub(crate) fn open(&self, ui: &Ui, folder: &ModelFolder) -> Result<Opened> {
-        let choice = ui.device()?;
-        let dtype = match self.dtype {
+        match ui.device()?.gpu {
+            #[cfg(feature = "cuda")]
+            Some(ordinal) => Ok(Opened::Cuda(Box::new(CudaBackend::new(self.dtype(folder), ordinal)?))),
+            _ => Ok(Opened::Cpu(CpuBackend::new(self.dtype(folder), ui.global.threads)?)),
+        }
+    }
+
+    /// The same device for two models that are compared.
+    pub(crate) fn open_two(&self, ui: &Ui, folders: [&ModelFolder; 2]) -> Result<OpenedTwice> {
+        let [a, b] = folders.map(|folder| self.dtype(folder));
+        match ui.device()?.gpu {
+            #[cfg(feature = "cuda")]
+            Some(ordinal) => {
+                Ok(OpenedTwice::Cuda([Box::new(CudaBackend::new(a, ordinal)?), Box::new(CudaBackend::new(b, ordinal)?)]))
+            }
+            _ => {
+                let threads = ui.global.threads;
+                Ok(OpenedTwice::Cpu([CpuBackend::new(a, threads)?, CpuBackend::new(b, threads)?]))
+            }
+        }
+    }
+
+    fn dtype(&self, folder: &ModelFolder) -> Dtype {
+        match self.dtype {
             DtypeChoice::F32 => Dtype::F32,
             DtypeChoice::Bf16 => Dtype::Bf16,
             // f16 has more mantissa than bf16: rounding it would lose what the file holds.
             DtypeChoice::Auto if folder.dtypes().iter().all(|(dtype, _)| *dtype == Dtype::Bf16) => Dtype::Bf16,
             DtypeChoice::Auto => Dtype::F32,
-        };
-        match choice.gpu {
-            #[cfg(feature = "cuda")]
-            Some(ordinal) => Ok(Opened::Cuda(Box::new(CudaBackend::new(dtype, ordinal)?))),
-            _ => Ok(Opened::Cpu(CpuBackend::new(dtype, ui.global.threads)?)),
         }
     }
 

@@ -1,6 +1,6 @@
 //! `prunectl merge`.
 
-use super::compute::{ComputeArgs, DtypeChoice};
+use super::compute::{ComputeArgs, DtypeChoice, OpenedTwice};
 use super::data_args::DataArgs;
 use super::examples;
 use super::ui::Ui;
@@ -101,24 +101,15 @@ impl Merge {
     fn compare(&self, ui: &Ui, request: &Request, merged: &ModelFolder) -> Result<Option<Comparison>> {
         let base = open_base(request)?;
         let examples = self.examples(&base)?;
-        let positions = examples.iter().map(|e| e.ids.len()).max().unwrap_or(1);
         // Both in f32, so that what differs is the weights.
         let compute = ComputeArgs { dtype: DtypeChoice::F32, mem_budget: None };
         let adapter = Adapter::open(&request.adapter, &base)?;
-        let mut with_adapter = compute.decoder(ui, base, Residency::Streamed, positions)?;
-        let lora = adapter.prepare(with_adapter.backend())?;
-        with_adapter.set_lora(Some(lora))?;
-        let merged = compute.decoder(ui, ModelFolder::open(&merged.path)?, Residency::Streamed, positions)?;
-        let mut sums = Comparison::empty();
-        let total: usize = examples.iter().map(|e| e.targets.len()).sum();
-        ui.progress().begin("comparing", total as u64);
-        for example in &examples {
-            ui.progress().check("nothing was written")?;
-            add(&with_adapter, &merged, example, &mut sums)?;
-            ui.progress().advance(example.targets.len() as u64);
+        let merged = ModelFolder::open(&merged.path)?;
+        match compute.open_two(ui, [&base, &merged])? {
+            OpenedTwice::Cpu([a, b]) => compare_on(ui, (a, base), &adapter, (b, merged), &examples),
+            #[cfg(feature = "cuda")]
+            OpenedTwice::Cuda([a, b]) => compare_on(ui, (*a, base), &adapter, (*b, merged), &examples),
         }
-        ui.progress().end();
-        Ok((sums.target_tokens > 0).then(|| sums.mean()))
     }
 
     /// The records of --data; else our own text; else, without a tokenizer, tokens spread over the vocabulary.
@@ -172,6 +163,30 @@ fn add<B: Backend>(with_adapter: &Decoder<B>, merged: &Decoder<B>, example: &Exa
         }
     }
     Ok(())
+}
+
+fn compare_on<B: Backend>(
+    ui: &Ui,
+    base: (B, ModelFolder),
+    adapter: &Adapter,
+    merged: (B, ModelFolder),
+    examples: &[Example],
+) -> Result<Option<Comparison>> {
+    let positions = examples.iter().map(|e| e.ids.len()).max().unwrap_or(1);
+    let mut with_adapter = Decoder::new(base.0, base.1, Residency::Streamed, positions)?;
+    let lora = adapter.prepare(with_adapter.backend())?;
+    with_adapter.set_lora(Some(lora))?;
+    let merged = Decoder::new(merged.0, merged.1, Residency::Streamed, positions)?;
+    let mut sums = Comparison::empty();
+    let total: usize = examples.iter().map(|e| e.targets.len()).sum();
+    ui.progress().begin("comparing", total as u64);
+    for example in examples {
+        ui.progress().check("nothing was written")?;
+        add(&with_adapter, &merged, example, &mut sums)?;
+        ui.progress().advance(example.targets.len() as u64);
+    }
+    ui.progress().end();
+    Ok((sums.target_tokens > 0).then(|| sums.mean()))
 }
 
 fn text(report: &Report) -> String {

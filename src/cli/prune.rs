@@ -1,9 +1,9 @@
 //! `prunectl prune`.
 
-use super::compute::{ComputeArgs, DtypeChoice, Opened};
+use super::compute::{ComputeArgs, DtypeChoice, OpenedTwice};
 use super::layers::{LayerList, parse_layers};
 use super::ui::Ui;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Decoder, LayerPlan, ModelFolder, Residency};
 use crate::ops::Backend;
 use crate::tasks::prune::probe::{PROBE_TOKENS, same_logits};
@@ -56,17 +56,11 @@ impl Prune {
         let compute = ComputeArgs { dtype: DtypeChoice::Auto, mem_budget: None };
         let verify = |original: &ModelFolder, plan: &LayerPlan, pruned: &ModelFolder| -> Result<()> {
             // Opened again by path: a decoder owns its folder.
-            let open = |folder: &ModelFolder| {
-                let folder = ModelFolder::open(&folder.path)?;
-                Ok::<_, Error>((compute.open(ui, &folder)?, folder))
-            };
-            match (open(original)?, open(pruned)?) {
-                ((Opened::Cpu(a), original), (Opened::Cpu(b), pruned)) => probe(a, original, plan, b, pruned),
+            let [a, b] = [ModelFolder::open(&original.path)?, ModelFolder::open(&pruned.path)?];
+            match compute.open_two(ui, [&a, &b])? {
+                OpenedTwice::Cpu([on, other]) => probe(on, a, plan, other, b),
                 #[cfg(feature = "cuda")]
-                ((Opened::Cuda(a), original), (Opened::Cuda(b), pruned)) => probe(*a, original, plan, *b, pruned),
-                // One request gives one kind of device.
-                #[cfg(feature = "cuda")]
-                _ => Err(Error::Device { problem: "the device changed between two looks at it".into(), help: None }),
+                OpenedTwice::Cuda([on, other]) => probe(*on, a, plan, *other, b),
             }
         };
         let report = prune(&request, &verify, ui.progress())?;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod bench;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod doctor;
 mod eval;
 mod general;

@@ -1,11 +1,12 @@
 //! The options of commands that run a model, and the model they open.
 
 use super::ui::Ui;
+use crate::backend::DeviceRequest;
 use crate::backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::CudaBackend;
 use crate::error::{Error, Result};
-use crate::model::{LayerPlan, ModelFolder, Residency};
+use crate::model::{Decoder, LayerPlan, ModelFolder, Residency};
 use crate::ops::Backend;
 use crate::tensor::Dtype;
 use clap::{Args, ValueEnum};
@@ -64,6 +65,28 @@ impl ComputeArgs {
         }
     }
 
+    /// A model on the CPU, for commands whose gradients have no CUDA kernels: they refuse a GPU that is asked for.
+    pub(crate) fn cpu_decoder(
+        &self,
+        ui: &Ui,
+        folder: ModelFolder,
+        residency: Residency,
+        positions: usize,
+    ) -> Result<Decoder<CpuBackend>> {
+        if let request @ DeviceRequest::Cuda(_) = ui.global.device {
+            return Err(Error::Device {
+                problem: format!("--device {request}: this command computes on the CPU only"),
+                help: Some("leave --device out".into()),
+            });
+        }
+        Decoder::new(CpuBackend::new(self.dtype(&folder), ui.global.threads)?, folder, residency, positions)
+    }
+
+    /// --mem-budget, or half of the free main memory (1 GiB where the system does not say).
+    pub(crate) fn cpu_budget(&self) -> u64 {
+        self.mem_budget.unwrap_or_else(|| crate::machine::available_memory_bytes().map_or(1 << 30, |free| free / 2))
+    }
+
     /// The same device for two models that are compared.
     pub(crate) fn open_two(&self, ui: &Ui, folders: [&ModelFolder; 2]) -> Result<OpenedTwice> {
         let [a, b] = folders.map(|folder| self.dtype(folder));
@@ -94,8 +117,7 @@ impl ComputeArgs {
     /// --mem-budget says (a quarter of the memory without it); otherwise they are streamed layer by layer.
     pub(crate) fn memory<B: Backend>(&self, backend: &B, folder: &ModelFolder, wanted: Residency) -> Result<Memory> {
         let Some(free) = backend.free_memory()? else {
-            let half = || crate::machine::available_memory_bytes().map_or(1 << 30, |free| free / 2);
-            return Ok(Memory { residency: wanted, budget: self.mem_budget.unwrap_or_else(half) });
+            return Ok(Memory { residency: wanted, budget: self.cpu_budget() });
         };
         let (parameters, _) = folder.size_under(&LayerPlan::full(folder.config.num_hidden_layers));
         let weights = parameters.saturating_mul(backend.compute_dtype().size() as u64);

@@ -58,7 +58,7 @@ impl Teach {
         let about =
             About { teacher: folder.fingerprint(), vocab_size, vocabulary: vocabulary(tokenizer.as_ref()), k: self.top_k };
         let longest = set.lengths().into_iter().max().unwrap_or(1);
-        let decoder = self.compute.decoder(ui, folder, Residency::Streamed, longest)?;
+        let decoder = self.compute.cpu_decoder(ui, folder, Residency::Streamed, longest)?;
         let report = teach(&decoder, &plan, &set.examples, &about, &self.out, self.force, ui.progress())?;
         let text = format!(
             "{}\n  examples  {} with {} targets\n  kept      {} tokens a target, {:.2} % of the teacher's probability\n  bytes     {}\n  took      {:.1} s\n",

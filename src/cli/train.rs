@@ -141,7 +141,7 @@ impl Train {
             eval_every: self.eval_every,
             patience: self.patience,
             save_every: self.save_every,
-            mem_budget: self.compute.budget(),
+            mem_budget: self.compute.cpu_budget(),
             resume: self.resume,
             force: self.force,
         };
@@ -151,7 +151,7 @@ impl Train {
         if let Some(double) = quant {
             folder.quantise_nf4(double)?;
         }
-        let decoder = self.compute.decoder(ui, folder, Residency::Resident, positions)?;
+        let decoder = self.compute.cpu_decoder(ui, folder, Residency::Resident, positions)?;
         options.insert("device".into(), json!(decoder.backend().name()));
         options.insert("dtype".into(), json!(decoder.backend().compute_dtype().to_string()));
         let mut model = Differentiable::new(decoder, plan, trainable.clone(), self.optimiser.seed)?;
@@ -268,7 +268,7 @@ impl Train {
         // Streamed: beside the student, its layers are read from the mapped file as they are used. The same folder as the
         // student's is mapped once by the system.
         let fingerprint = folder.fingerprint();
-        let decoder = self.compute.decoder(ui, folder, Residency::Streamed, positions)?;
+        let decoder = self.compute.cpu_decoder(ui, folder, Residency::Streamed, positions)?;
         Ok(Some(OpenedTeacher::Model { decoder: Box::new(decoder), plan, fingerprint }))
     }
 

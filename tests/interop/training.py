@@ -43,7 +43,8 @@ def train(model, records, rate):
     schedule = get_cosine_schedule_with_warmup(optimiser, WARMUP, STEPS)
     updates = [records[i : i + BATCH] for i in range(0, len(records), BATCH)]
     losses = []
-    model.eval()  # no dropout on either side
+    # No dropout is configured. In eval mode bitsandbytes would multiply in bf16 by a kernel of its own on CPUs that have one.
+    model.train()
     with torch.enable_grad():
         for step in range(STEPS):
             update = updates[step % len(updates)]

@@ -56,11 +56,12 @@ fn build() -> Result<()> {
         println!("cargo:rerun-if-changed={}", file.display());
     }
     let nvcc = Nvcc::find(&root)?;
+    let cache = fatbin_cache(&out)?;
     let mut text = constants(&sources)?;
     let mut images = String::new();
     if let Some(nvcc) = &nvcc {
         for source in &sources {
-            let image = nvcc.compile(source, &headers, &kernels.join("include"), &out)?;
+            let image = nvcc.compile(source, &headers, &kernels.join("include"), &cache)?;
             let _ = write!(images, "(\"{}\", include_bytes!({image:?})), ", stem(source));
         }
     }
@@ -79,6 +80,16 @@ fn build() -> Result<()> {
         MACHINE_CODE.map(|(major, minor, exact)| (major, minor, !exact.is_empty())),
     );
     write(&out.join("cuda_kernels.rs"), text.as_bytes())
+}
+
+/// Where fatbins lie: one folder of the target folder, for all profiles, since compiling them takes minutes; OUT_DIR where
+/// that is not TARGET/PROFILE/build/CRATE/out.
+fn fatbin_cache(out: &Path) -> Result<PathBuf> {
+    let builds = out.ancestors().nth(2).filter(|folder| folder.ends_with("build"));
+    let target = builds.and_then(|folder| folder.ancestors().nth(2));
+    let cache = target.map_or_else(|| out.to_path_buf(), |folder| folder.join("fatbins"));
+    fs::create_dir_all(&cache).map_err(|e| format!("cannot create {}: {e}", cache.display()))?;
+    Ok(cache)
 }
 
 struct Nvcc {
@@ -138,23 +149,23 @@ impl Nvcc {
         Ok(Self { path, version })
     }
 
-    /// Compiles one file unless the fatbin that is there came from the same sources, headers, flags and compiler.
-    fn compile(&self, source: &Path, headers: &[PathBuf], include: &Path, out: &Path) -> Result<PathBuf> {
-        let image = out.join(stem(source)).with_extension("fatbin");
-        let stamp = image.with_extension("key");
+    /// The fatbin of one file in the folder `cache`, made unless one from the same sources, headers, flags and compiler is there.
+    fn compile(&self, source: &Path, headers: &[PathBuf], include: &Path, cache: &Path) -> Result<PathBuf> {
         let flags = flags();
         let mut hasher = DefaultHasher::new();
         (&self.path, &self.version, &flags).hash(&mut hasher);
         for file in std::iter::once(source).chain(headers.iter().map(PathBuf::as_path)) {
             (file, read(file)?).hash(&mut hasher);
         }
-        let key = format!("{:016x}", hasher.finish());
-        if image.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == key) {
+        let image = cache.join(format!("{}-{:016x}.fatbin", stem(source), hasher.finish()));
+        if image.is_file() {
             return Ok(image);
         }
+        // Under another name until it is whole: builds of two profiles may run at once.
+        let unfinished = image.with_extension(format!("{}.tmp", std::process::id()));
         let mut command = Command::new(&self.path);
         command.args(&flags).arg("--threads").arg(env::var("NUM_JOBS").unwrap_or_else(|_| "1".into()));
-        command.arg("-I").arg(include).arg("-o").arg(&image).arg(source);
+        command.arg("-I").arg(include).arg("-o").arg(&unfinished).arg(source);
         let output = command.output().map_err(|e| format!("{}: {e}", self.path.display()))?;
         if !output.status.success() {
             return Err(format!(
@@ -164,7 +175,7 @@ impl Nvcc {
                 String::from_utf8_lossy(&output.stderr)
             ));
         }
-        write(&stamp, key.as_bytes())?;
+        fs::rename(&unfinished, &image).map_err(|e| format!("cannot write {}: {e}", image.display()))?;
         Ok(image)
     }
 }

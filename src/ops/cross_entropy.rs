@@ -21,7 +21,7 @@ pub struct CrossEntropyArgs<'a, T, M> {
 
 impl<T: Shaped, M: Shaped> CrossEntropyArgs<'_, T, M> {
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     pub fn check(&self) -> Result<()> {
         expect("cross_entropy", "x", self.x, self.x.rows(), self.head.cols())?;
         expect_len("cross_entropy", "targets", self.targets.len(), self.x.rows())?;
@@ -45,7 +45,7 @@ pub trait CrossEntropy: Device {
     /// See the trait.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     fn cross_entropy(&self, args: CrossEntropyArgs<'_, Self::Tensor, Self::Matrix>) -> Result<TokenLosses>;
 }
 
@@ -106,7 +106,7 @@ pub struct CrossEntropyBackwardArgs<'a, T, M> {
 
 impl<T: Shaped, M: Shaped> CrossEntropyBackwardArgs<'_, T, M> {
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape); [`Error::Request`](crate::Error::Request) for a temperature or mix out of range.
+    /// [`Error::Shape`]; [`Error::Request`] for a temperature or mix out of range.
     pub fn check(&self) -> Result<()> {
         const OP: &str = "cross_entropy_backward";
         let (rows, cols, vocab) = (self.x.rows(), self.head.cols(), self.head.rows());
@@ -147,6 +147,6 @@ pub trait CrossEntropyBackward: Device {
     /// See the trait.
     ///
     /// # Errors
-    /// As [`CrossEntropyBackwardArgs::check`]; [`Error::Device`](crate::Error::Device) when memory is short.
+    /// As [`CrossEntropyBackwardArgs::check`]; [`Error::Device`] when memory is short.
     fn cross_entropy_backward(&self, args: CrossEntropyBackwardArgs<'_, Self::Tensor, Self::Matrix>) -> Result<TokenLosses>;
 }

@@ -20,7 +20,7 @@ pub struct LinearArgs<'a, T, M> {
 
 impl<T: Shaped, M: Shaped> LinearArgs<'_, T, M> {
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     pub fn check(&self) -> Result<()> {
         expect("linear", "x", self.x, self.x.rows(), self.weight.cols())?;
         expect("linear", "y", self.y, self.x.rows(), self.weight.rows())?;
@@ -37,7 +37,7 @@ pub trait Linear: Device {
     /// See the trait.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     fn linear(&self, args: LinearArgs<'_, Self::Tensor, Self::Matrix>) -> Result<()>;
 }
 
@@ -56,7 +56,7 @@ pub struct LinearBackwardInputArgs<'a, T, M> {
 
 impl<T: Shaped, M: Shaped> LinearBackwardInputArgs<'_, T, M> {
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     pub fn check(&self) -> Result<()> {
         let rows = self.d_y.rows();
         expect("linear_backward_input", "d_y", self.d_y, rows, self.weight.rows())?;
@@ -81,7 +81,7 @@ pub struct LinearBackwardWeightArgs<'a, T> {
 
 impl<T: Shaped> LinearBackwardWeightArgs<'_, T> {
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     pub fn check(&self) -> Result<()> {
         let (outputs, inputs) = (self.d_weight.rows(), self.d_weight.cols());
         expect("linear_backward_weight", "x", self.x, self.d_y.rows(), inputs)?;
@@ -107,7 +107,7 @@ pub struct LinearBackwardBiasArgs<'a, T> {
 
 impl<T: Shaped> LinearBackwardBiasArgs<'_, T> {
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     pub fn check(&self) -> Result<()> {
         let outputs = self.d_bias.cols();
         expect("linear_backward_bias", "d_bias", self.d_bias, 1, outputs)?;
@@ -126,25 +126,25 @@ pub trait LinearBackward: Device {
     /// d_x = d_y W (+ d_x). 2 rows out_features in_features FLOPs.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape); [`Error::Device`](crate::Error::Device) when memory is short.
+    /// [`Error::Shape`]; [`Error::Device`] when memory is short.
     fn linear_backward_input(&self, args: LinearBackwardInputArgs<'_, Self::Tensor, Self::Matrix>) -> Result<()>;
 
     /// d_weight += scale * d_y^T x. 2 rows out_features in_features FLOPs.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape); [`Error::Device`](crate::Error::Device) when memory is short.
+    /// [`Error::Shape`]; [`Error::Device`] when memory is short.
     fn linear_backward_weight(&self, args: LinearBackwardWeightArgs<'_, Self::Tensor>) -> Result<()>;
 
     /// d_bias += sum over rows of d_y.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape).
+    /// [`Error::Shape`].
     fn linear_backward_bias(&self, args: LinearBackwardBiasArgs<'_, Self::Tensor>) -> Result<()>;
 
     /// A matrix from tensors with equal columns, stacked along out_features: parameters after a step of the optimiser. Unlike
     /// [`Device::prepare`] it copies now and does not look for values that are not finite: a loss shows them.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape); [`Error::Device`](crate::Error::Device) when memory is short.
+    /// [`Error::Shape`]; [`Error::Device`] when memory is short.
     fn prepare_tensors(&self, parts: &[&Self::Tensor]) -> Result<Self::Matrix>;
 }

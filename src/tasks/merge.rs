@@ -248,7 +248,7 @@ fn linear_of(name: &str) -> Option<(usize, LinearName)> {
 }
 
 impl Comparison {
-    /// Adds the two models' logits of one target, each [vocab_size]; means are made by [`Comparison::mean`].
+    /// Adds the two models' logits of one target, each `[vocab_size]`; means are made by [`Comparison::mean`].
     pub fn add(&mut self, adapter: &[f32], merged: &[f32], target: u32) {
         let [a, m] = [adapter, merged].map(log_sum_exp);
         let kl: f64 = adapter

@@ -23,7 +23,7 @@ struct KvWriteSizes {
 const _: () =
     assert!(size_of::<KvWriteSizes>() == 16 && offset_of!(KvWriteSizes, head_dim) == 12, "layout shared with the kernels");
 
-/// Pages of keys and values: [page][k, v][kv_head][PAGE_TOKENS][head_dim], stored as activations within a layer are.
+/// Pages of keys and values: `[page][k, v][kv_head][PAGE_TOKENS][head_dim]`, stored as activations within a layer are.
 #[derive(Debug)]
 pub struct KvPages {
     heads: Heads,

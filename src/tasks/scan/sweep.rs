@@ -56,7 +56,7 @@ type State<B> = Vec<<B as crate::ops::Device>::Tensor>;
 /// Scores the base and every candidate on every example.
 ///
 /// # Errors
-/// [`Error::Interrupted`](crate::Error::Interrupted), or those of the ops.
+/// [`Error::Interrupted`], or those of the ops.
 ///
 /// A device that runs out of memory makes the groups smaller, down to one candidate at a time.
 pub fn sweep<B: Backend>(decoder: &Decoder<B>, request: &SweepRequest<'_>, progress: &dyn Progress) -> Result<SweepLosses> {
@@ -114,7 +114,7 @@ fn attempt<B: Backend>(decoder: &Decoder<B>, request: &SweepRequest<'_>, progres
 /// Block influence: sums over each example's positions of 1 - cosine(hidden before, hidden after), for every layer of the plan.
 ///
 /// # Errors
-/// [`Error::Interrupted`](crate::Error::Interrupted), or those of the ops.
+/// [`Error::Interrupted`], or those of the ops.
 pub fn influence<B: Backend>(
     decoder: &Decoder<B>,
     plan: &LayerPlan,

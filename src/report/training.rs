@@ -302,7 +302,7 @@ mod tests {
             duplicates: 2,
         };
         let page = render_training("models/tiny", &report(5000), &[file]);
-        for part in ["tiny: training", "3.5000 → 3.2500", "12 million", "a&lt;b&gt;.jsonl", "best, kept", "id=\"loss\""] {
+        for part in ["tiny: training", "3.5000 → 3.2500", "12.0 million", "a&lt;b&gt;.jsonl", "best, kept", "id=\"loss\""] {
             assert!(page.contains(part), "{part} in {page}");
         }
         for foreign in ["<script", "http://", "https://", "NaN"] {

@@ -88,7 +88,7 @@ fn what_cannot_be_opened_is_named() {
     eval(&dir, &model, &["--data", "text.txt", "--skip", "7"]).code(2).err("layer 7 does not exist");
     eval(&dir, &model, &["--data", "text.txt", "--skip", "0-3"]).code(2).err("nothing left to keep");
     eval(&dir, &model, &["--data", "text.txt", "--metrics", "rouge"]).code(2).err("unknown metric rouge");
-    eval(&dir, &model, &["--data", "text.txt", "--device", "cuda"]).code(1).err("cuda").err("help:");
+    eval(&dir, &model, &["--data", "text.txt", "--device", "cuda:99"]).code(1).err("cuda:99").err("help:");
     std::fs::write(model.join("tokenizer.json"), "{\"broken\"").unwrap();
     eval(&dir, &model, &["--data", "text.txt"]).code(1).err("tokenizer.json");
     std::fs::remove_file(model.join("tokenizer.json")).unwrap();

@@ -3,107 +3,9 @@
 // Every output is one chain of f32 sums over k in one order, whatever the tile: the kernels of one family differ in how many
 // outputs a block computes, not in how. So a row has the same bits in a batch of one and of ten thousand, and k is never split.
 
-#include "pack.cuh"
-#include "reduce.cuh"
-
-// Mirrors LinearSizes of src/backend/cuda/linear.rs.
-struct LinearSizes {
-    // Rows of x and y.
-    uint32_t rows;
-    // Columns of y: rows of weight, counted from first_out.
-    uint32_t out_features;
-    // Columns of x and of weight; also the distance between their rows. bf16: a multiple of 8, zeros behind the real ones.
-    uint32_t in_features;
-    // Row of weight that gives column 0 of y.
-    uint32_t first_out;
-    // 1: bias is read.
-    uint32_t has_bias;
-    // 1: y +=.
-    uint32_t accumulate;
-};
-static_assert(sizeof(LinearSizes) == 24 && offsetof(LinearSizes, accumulate) == 20, "layout shared with Rust");
-
-// Which tile of y a block computes. Blocks that run at the same time share rows of x and of weight in L2: tiles are numbered
-// down bands of 8 tiles of rows, column of tiles after column.
-struct Tile {
-    uint32_t row;
-    uint32_t col;
-};
-
-template <int BM, int BN>
-__device__ __forceinline__ Tile tile_of_block(LinearSizes sizes) {
-    constexpr uint32_t BAND = 8;
-    const uint32_t tiles_m = (sizes.rows + BM - 1) / BM;
-    const uint32_t tiles_n = (sizes.out_features + BN - 1) / BN;
-    const uint32_t band = blockIdx.x / (BAND * tiles_n);
-    const uint32_t in_band = blockIdx.x % (BAND * tiles_n);
-    const uint32_t height = min(BAND, tiles_m - band * BAND);
-    return {(band * BAND + in_band % height) * BM, in_band / height * BN};
-}
-
-// y = ((sum + bias) + y): what is done with a finished sum.
-template <typename Out>
-__device__ __forceinline__ void finish(Out* y, const float* bias, float sum, uint32_t row, uint32_t col, LinearSizes sizes) {
-    Out* at = y + static_cast<size_t>(row) * sizes.out_features + col;
-    if (sizes.has_bias != 0) {
-        sum += bias[col];
-    }
-    if (sizes.accumulate != 0) {
-        sum += to_f32(*at);
-    }
-    *at = from_f32<Out>(sum);
-}
-
-// Two neighbouring columns, which is what a lane holds of a tensor core's tile; one access where that is aligned.
-template <typename Out>
-__device__ __forceinline__ void finish_pair(Out* y, const float* bias, float a, float b, uint32_t row, uint32_t col,
-                                            LinearSizes sizes) {
-    if (row >= sizes.rows || col >= sizes.out_features) {
-        return;
-    }
-    if (sizes.out_features % 2 != 0) {
-        finish(y, bias, a, row, col, sizes);
-        if (col + 1 < sizes.out_features) {
-            finish(y, bias, b, row, col + 1, sizes);
-        }
-        return;
-    }
-    Out* at = y + static_cast<size_t>(row) * sizes.out_features + col;
-    float value[2] = {a, b};
-    if (sizes.has_bias != 0) {
-        value[0] += bias[col];
-        value[1] += bias[col + 1];
-    }
-    if (sizes.accumulate != 0) {
-        float old[2];
-        load_f32<2>(old, at);
-        value[0] += old[0];
-        value[1] += old[1];
-    }
-    store_f32<2>(at, value);
-}
+#include "linear_tile.cuh"
 
 // ---- bf16
-
-// A block computes BM x BN outputs with (BM / WM) x (BN / WN) warps of WM x WN each, BK of k at a time, STAGES of these in
-// shared memory: while one is multiplied the next STAGES - 1 are on their way.
-template <int BM_, int BN_, int BK_, int WM_, int WN_, int STAGES_>
-struct MmaTiles {
-    static constexpr int BM = BM_;
-    static constexpr int BN = BN_;
-    static constexpr int BK = BK_;
-    static constexpr int WM = WM_;
-    static constexpr int WN = WN_;
-    static constexpr int STAGES = STAGES_;
-    static constexpr int WARPS_N = BN / WN;
-    static constexpr int THREADS = WARP * (BM / WM) * WARPS_N;
-    // Chunks of 16 bytes, the unit of cp.async and ldmatrix.
-    static constexpr int ROW_CHUNKS = BK / 8;
-    static constexpr int STAGE_ELEMENTS = (BM + BN) * BK;
-    static constexpr int SHARED_BYTES = STAGES * STAGE_ELEMENTS * static_cast<int>(sizeof(bf16));
-    static_assert(BM % WM == 0 && BN % WN == 0 && WM % 16 == 0 && WN % 8 == 0 && BK % 16 == 0 && ROW_CHUNKS % 8 == 0,
-                  "whole tiles of tensor cores, and rows that the swizzle permutes within");
-};
 
 // Rows for thousands of tokens: 2 * 128 * 128 / (2 * (128 + 128)) = 64 FLOPs a byte of shared memory.
 using ManyRows = MmaTiles<128, 128, 64, 64, 32, 3>;
@@ -111,31 +13,6 @@ using ManyRows = MmaTiles<128, 128, 64, 64, 32, 3>;
 using SomeRows = MmaTiles<64, 64, 64, 32, 32, 4>;
 // Decoding: the weights are read once and that is the cost, so blocks are narrow and deep.
 using FewRows = MmaTiles<16, 32, 128, 16, 8, 6>;
-
-// Element `col` (a multiple of 8) of a row in shared memory. Chunks are permuted within a row by its number, so that the eight
-// rows that ldmatrix reads at one column lie in different banks.
-template <typename T>
-__device__ __forceinline__ int swizzled(int row, int col) {
-    return row * T::BK + ((col / 8) ^ (row % 8)) * 8;
-}
-
-// Starts copying `ROWS` x BK elements from row `first_row` (of `rows`) and column `first_k` of a matrix; what lies outside is zero.
-template <typename T, int ROWS>
-__device__ __forceinline__ void load_stage(bf16* shared, const bf16* matrix, uint32_t first_row, uint32_t rows, uint32_t first_k,
-                                           uint32_t in_features) {
-    constexpr int CHUNKS = ROWS * T::ROW_CHUNKS;
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; chunk += T::THREADS) {
-        const int index = chunk + static_cast<int>(threadIdx.x);
-        if (CHUNKS % T::THREADS == 0 || index < CHUNKS) {
-            const int row = index / T::ROW_CHUNKS;
-            const int col = index % T::ROW_CHUNKS * 8;
-            const bool valid = first_row + row < rows && first_k + col < in_features;
-            const size_t from = valid ? static_cast<size_t>(first_row + row) * in_features + first_k + col : 0;
-            cp_async16_zfill(shared + swizzled<T>(row, col), matrix + from, valid);
-        }
-    }
-}
 
 // One k step of 16 of a warp's tile: fragments from shared memory, then the tensor cores.
 template <typename T>
@@ -179,42 +56,20 @@ __device__ __forceinline__ void linear_mma(unsigned char* shared_bytes, Out* y, 
     const int warp_n = warp % T::WARPS_N * T::WN;
     const bf16* weights = weight + static_cast<size_t>(sizes.first_out) * sizes.in_features;
     const uint32_t steps = (sizes.in_features + T::BK - 1) / T::BK;
-    const auto load = [&](uint32_t step) {
-        if (step < steps) {
-            bf16* stage = shared + step % T::STAGES * T::STAGE_ELEMENTS;
-            load_stage<T, T::BM>(stage, x, tile.row, sizes.rows, step * T::BK, sizes.in_features);
-            load_stage<T, T::BN>(stage + T::BM * T::BK, weights, tile.col, sizes.out_features, step * T::BK, sizes.in_features);
-        }
-        // Also when there is nothing: each step then closes one group, which is what the wait counts.
-        cp_async_commit();
-    };
-    for (uint32_t step = 0; step < T::STAGES - 1; ++step) {
-        load(step);
-    }
     float sums[T::WM / 16][T::WN / 8][4] = {};
-    for (uint32_t step = 0; step < steps; ++step) {
-        cp_async_wait<T::STAGES - 2>();
-        // Everyone's part of this stage is there, and everyone has read the stage before, which the next load overwrites.
-        __syncthreads();
-        load(step + T::STAGES - 1);
+    const auto load = [&](uint32_t step) {
+        bf16* stage = shared + step % T::STAGES * T::STAGE_ELEMENTS;
+        load_stage<T, T::BM>(stage, x, tile.row, sizes.rows, step * T::BK, sizes.in_features);
+        load_stage<T, T::BN>(stage + T::BM * T::BK, weights, tile.col, sizes.out_features, step * T::BK, sizes.in_features);
+    };
+    walk_stages<T::STAGES>(steps, load, [&](uint32_t step) {
         const bf16* a_tile = shared + step % T::STAGES * T::STAGE_ELEMENTS;
 #pragma unroll
         for (int k = 0; k < T::BK; k += 16) {
             multiply_step<T>(sums, a_tile, a_tile + T::BM * T::BK, warp_m, warp_n, k);
         }
-    }
-    cp_async_wait<0>();
-    const uint32_t lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int i = 0; i < T::WM / 16; ++i) {
-#pragma unroll
-        for (int j = 0; j < T::WN / 8; ++j) {
-            const uint32_t row = tile.row + warp_m + i * 16 + lane / 4;
-            const uint32_t col = tile.col + warp_n + j * 8 + lane % 4 * 2;
-            finish_pair(y, bias, sums[i][j][0], sums[i][j][1], row, col, sizes);
-            finish_pair(y, bias, sums[i][j][2], sums[i][j][3], row + 8, col, sizes);
-        }
-    }
+    });
+    finish_tile<T>(y, bias, sums, tile, warp_m, warp_n, sizes);
 }
 
 // linear_<rows>_<y>_bf16: y = x W^T (+ bias) (+ y).  x: [rows, in_features] bf16;  weight: [any, in_features] bf16;

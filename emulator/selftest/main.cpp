@@ -129,7 +129,7 @@ std::string outcome(const char* name, unsigned grid, unsigned block, unsigned sh
 
 struct Fault {
     const char* kernel;
-    const char *fast, *checked;  // what the outcome begins with; several by |
+    const char *fast, *checked;  // what the outcome begins with; several by |, an empty one for no outcome
     unsigned grid = 1, block = N, shared = 0;
     size_t out_floats = N;
 };
@@ -161,7 +161,8 @@ const Fault FAULTS[] = {
     {"shift_too_far", "", "[undefined behaviour]"},
     {"index_overflow", "", "[undefined behaviour]"},
     {"last_block", "", "", 5, N, 0, 1 + 5 * N},
-    {"last_block_without_barrier", "", "[global race]", 5, N, 0, 1 + 5 * N},
+    // Unchecked, it depends on how two of the host's threads meet.
+    {"last_block_without_barrier", "|NaN", "[global race]", 5, N, 0, 1 + 5 * N},
     {"last_block_relaxed", "", "[global race]", 5, N, 0, 1 + 5 * N},
     {"async_copy", "", "", 1, N, 8192},
     {"async_copy_wait_too_weak", "NaN", "[async]", 1, N, 8192},
@@ -182,10 +183,11 @@ const Fault FAULTS[] = {
 void check_fault(const Fault& fault, bool checked) {
     const std::string found = outcome(fault.kernel, fault.grid, fault.block, fault.shared, fault.out_floats);
     const std::string expected = checked ? fault.checked : fault.fast;
-    bool matches = expected.empty() && found.empty();
-    for (size_t start = 0; !expected.empty() && start <= expected.size();) {
+    bool matches = false;
+    for (size_t start = 0; start <= expected.size();) {
         const size_t end = std::min(expected.find('|', start), expected.size());
-        matches |= found.rfind(expected.substr(start, end - start), 0) == 0;
+        const std::string one = expected.substr(start, end - start);
+        matches |= one.empty() ? found.empty() : found.rfind(one, 0) == 0;
         start = end + 1;
     }
     demand(matches, "expected '" + expected + "', found '" + found + "'");

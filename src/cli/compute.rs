@@ -119,8 +119,7 @@ impl ComputeArgs {
         let Some(free) = backend.free_memory()? else {
             return Ok(Memory { residency: wanted, budget: self.cpu_budget() });
         };
-        let (parameters, _) = folder.size_under(&LayerPlan::full(folder.config.num_hidden_layers));
-        let weights = parameters.saturating_mul(backend.compute_dtype().size() as u64);
+        let weights = folder.bytes_in(backend.compute_dtype());
         let rest = free.saturating_sub(weights);
         if rest >= self.mem_budget.unwrap_or(free / 4) {
             Ok(Memory { residency: Residency::Resident, budget: self.mem_budget.unwrap_or(rest / 2) })

@@ -140,6 +140,14 @@ impl ModelFolder {
         (self.parameters() - parameters, self.bytes() - bytes)
     }
 
+    /// Bytes of all weights in a device's memory when it multiplies in `dtype`; what is in four bits stays so.
+    #[must_use]
+    pub fn bytes_in(&self, dtype: Dtype) -> u64 {
+        let dense: u64 = self.used().map(|t| t.len() as u64).sum();
+        let nf4: u64 = self.nf4.values().map(|t| t.codes.as_slice().len() as u64 + 4 * t.absmax.len() as u64).sum();
+        dense * dtype.size() as u64 + nf4
+    }
+
     /// The dtypes that occur, each with its number of parameters, in the order f32, f16, bf16; of a matrix in four bits
     /// what it was quantised from.
     #[must_use]

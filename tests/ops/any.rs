@@ -4,6 +4,7 @@ use prunectl::backend::cpu::{self, CpuBackend};
 use prunectl::backend::cuda::{self, CudaBackend};
 use prunectl::error::Result;
 use prunectl::ops::*;
+use prunectl::quant::Nf4Tensor;
 use prunectl::tensor::{Dtype, HostTensor};
 
 /// How tensors that a test uploads or clears are stored on the GPU.
@@ -238,6 +239,15 @@ impl Linear for Any {
                 bias: bias.map(|t| t.cuda()),
                 accumulate,
             }),
+        }
+    }
+}
+
+impl Nf4 for Any {
+    fn prepare_nf4(&self, parts: &[Nf4Tensor]) -> Result<Matrix> {
+        match self {
+            Self::Cpu(b) => b.prepare_nf4(parts).map(Matrix::Cpu),
+            Self::Cuda(b, _) => b.prepare_nf4(parts).map(Matrix::Cuda),
         }
     }
 }

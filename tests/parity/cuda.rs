@@ -6,6 +6,7 @@
 //! (scripts/measure-bf16-fixtures); ours may by twice as much, though its residual stream in f32 should and does make it better.
 
 use crate::fixture::{Fixture, NAMES, assert_rows_within, folder, logits_and_loss};
+use crate::nf4;
 use prunectl::backend::cpu::CpuBackend;
 use prunectl::backend::cuda::driver::devices;
 use prunectl::backend::cuda::{CudaBackend, kernels};
@@ -92,6 +93,23 @@ fn bf16_errs_by_no_more_than_twice_what_transformers_does() {
             let (logits, loss) = logits_and_loss(&decoder, &fixture.examples(), &LayerPlan::full(4));
             assert_rows_within(&format!("{name} logits"), &logits, &fixture.real_rows("logits"), 2.0 * logit);
             assert_loss_within(name, loss, fixture.floats("loss").0[0], 2.0 * BF16_LOSS);
+        }
+    }
+}
+
+#[test]
+fn checkpoints_in_four_bits_err_no_more_than_others() {
+    if !gpu() {
+        return;
+    }
+    for (name, double_quant) in nf4::CHECKPOINTS {
+        let (ids, expected) = nf4::expected(name);
+        for (dtype, tolerance) in [(Dtype::F32, 1e-4), (Dtype::Bf16, 2.0 * BF16[2].1)] {
+            let backend = || CudaBackend::new(dtype, 0).unwrap();
+            let found = nf4::logits(backend(), nf4::checkpoint(name), &ids);
+            assert_rows_within(&format!("{name} in {dtype}"), &found, &expected, tolerance);
+            let loaded = nf4::logits(backend(), nf4::quantised_on_loading(double_quant), &ids);
+            assert_eq!(loaded, found, "{name} in {dtype}: quantised on loading");
         }
     }
 }

@@ -33,6 +33,7 @@ impl Argmax for CudaBackend {
         if rows == 0 {
             return Ok(Vec::new());
         }
+        let head = &*head.dense(self)?;
         let operand = self.operand(x, head)?;
         // Whole tiles of the product, and at least one.
         let chunk = (LOGITS / rows / 128 * 128).clamp(128, vocab.max(128)).min(vocab.max(1));

@@ -2,7 +2,7 @@
 
 use super::driver::{Argument, Element, Geometry};
 use super::linear::{Operand, Product};
-use super::{CudaBackend, Matrix, Storage, Tensor, kernels, size};
+use super::{CudaBackend, Dense, Matrix, Storage, Tensor, kernels, size};
 use crate::error::Result;
 use crate::ops::{CrossEntropy, CrossEntropyArgs, GatherRowsArgs, Rows, Shaped, TokenLosses};
 use bytemuck::NoUninit;
@@ -44,7 +44,7 @@ const _: () = assert!(
 
 impl CudaBackend {
     /// logits = rows of x times rows `ids` of the head, before logit_scale: [rows, ids.len()] f32.
-    pub(super) fn logits(&self, logits: &mut Tensor, x: &Operand<'_>, head: &Matrix, ids: Range<usize>) -> Result<()> {
+    pub(super) fn logits(&self, logits: &mut Tensor, x: &Operand<'_>, head: &Dense, ids: Range<usize>) -> Result<()> {
         let rows = logits.rows;
         let y = logits.write();
         self.product(Product { y, y_storage: Storage::F32, x, rows, weight: head, outputs: ids, bias: None, accumulate: false })
@@ -65,7 +65,7 @@ impl CudaBackend {
         &self,
         x: &Tensor,
         reference: Option<&Tensor>,
-        head: &Matrix,
+        head: &Dense,
         targets: &[u32],
         logit_scale: f32,
     ) -> Result<TokenLosses> {
@@ -115,6 +115,7 @@ impl CrossEntropy for CudaBackend {
     fn cross_entropy(&self, args: CrossEntropyArgs<'_, Tensor, Matrix>) -> Result<TokenLosses> {
         args.check()?;
         let CrossEntropyArgs { x, head, targets, logit_scale, reference } = args;
+        let head = &*head.dense(self)?;
         let mut losses = TokenLosses { nll: Vec::with_capacity(x.rows), kl: Vec::new() };
         let mut first = 0;
         while first < x.rows {

@@ -9,6 +9,7 @@ impl Embedding for CudaBackend {
     fn embedding(&self, args: EmbeddingArgs<'_, Tensor, Matrix>) -> Result<()> {
         args.check()?;
         let EmbeddingArgs { y, table, ids } = args;
+        let table = table.dense(self)?;
         let kernels =
             [Some(kernels::GATHER_ROWS_F32_F32), Some(kernels::GATHER_ROWS_F32_BF16), None, Some(kernels::GATHER_ROWS_BF16_BF16)];
         let kernel = kernel_for("embedding", y.storage, table.storage, kernels)?;

@@ -1,17 +1,75 @@
 //! Weights on the GPU: row-major as in the file, rows padded with zeros to a multiple of 8 elements where they are bf16, so that
-//! the matrix product reads 16 bytes at a time.
+//! the matrix product reads 16 bytes at a time; or in four bits (nf4.rs).
 
 use super::driver::{Argument, Buffer, Gpu};
-use super::{Storage, elements};
+use super::nf4::Nf4Matrix;
+use super::{CudaBackend, Storage, elements};
 use crate::error::{Error, Result};
 use crate::ops::Shaped;
 use crate::tensor::{Dtype, HostTensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::ops::Deref;
 
 /// A weight matrix [out_features, in_features].
 #[derive(Debug)]
-pub struct Matrix {
+pub enum Matrix {
+    /// In the dtype matrices are multiplied in.
+    Dense(Dense),
+    /// In four bits.
+    Nf4(Nf4Matrix),
+}
+
+/// A matrix in the dtype matrices are multiplied in: the one that is there, or one that was restored from four bits and is gone
+/// afterwards. Its memory comes from the driver's pool, which keeps it for the next.
+#[derive(Debug)]
+pub(super) enum Lent<'a> {
+    /// Is there anyway.
+    Kept(&'a Dense),
+    /// Restored for this use.
+    Once(Dense),
+}
+
+impl Deref for Lent<'_> {
+    type Target = Dense;
+
+    fn deref(&self) -> &Dense {
+        match self {
+            Self::Kept(dense) => dense,
+            Self::Once(dense) => dense,
+        }
+    }
+}
+
+impl Matrix {
+    /// The matrix as every op can read it.
+    pub(super) fn dense(&self, backend: &CudaBackend) -> Result<Lent<'_>> {
+        match self {
+            Self::Dense(dense) => Ok(Lent::Kept(dense)),
+            Self::Nf4(nf4) => backend.dequantise(nf4).map(Lent::Once),
+        }
+    }
+}
+
+impl Shaped for Matrix {
+    fn rows(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.rows,
+            Self::Nf4(nf4) => nf4.rows,
+        }
+    }
+
+    fn cols(&self) -> usize {
+        match self {
+            Self::Dense(dense) => dense.cols,
+            Self::Nf4(nf4) => nf4.cols,
+        }
+    }
+}
+
+/// A matrix in the dtype matrices are multiplied in.
+#[derive(Debug)]
+pub struct Dense {
     rows: usize,
     cols: usize,
     pub(super) storage: Storage,
@@ -20,7 +78,7 @@ pub struct Matrix {
     data: Buffer,
 }
 
-impl Shaped for Matrix {
+impl Shaped for Dense {
     fn rows(&self) -> usize {
         self.rows
     }
@@ -38,7 +96,18 @@ pub(super) const fn stride(storage: Storage, cols: usize) -> usize {
     }
 }
 
-impl Matrix {
+impl Dense {
+    /// [rows, cols] of unspecified content, in memory that the compute stream writes.
+    pub(super) fn new(gpu: &Gpu, storage: Storage, rows: usize, cols: usize) -> Result<Self> {
+        let stride = stride(storage, cols);
+        let data = gpu.allocate(elements(rows, stride)?.saturating_mul(storage.size()))?;
+        Ok(Self { rows, cols, storage, stride, data })
+    }
+
+    pub(super) fn write(&mut self) -> Argument<'_> {
+        Argument::write(&mut self.data, self.storage.element())
+    }
+
     pub(super) fn read(&self) -> Argument<'_> {
         Argument::read(&self.data, self.storage.element())
     }

@@ -31,7 +31,8 @@ mod rows;
 mod swiglu;
 
 pub use kv_cache::KvPages;
-pub use matrix::Matrix;
+pub use matrix::{Dense, Matrix};
+pub use nf4::Nf4Matrix;
 
 use crate::error::{Error, Result};
 use crate::ops::{Device, Shaped, expect, expect_len};
@@ -230,7 +231,7 @@ impl Device for CudaBackend {
     }
 
     fn prepare(&self, parts: &[HostTensor]) -> Result<Matrix> {
-        Matrix::upload(&self.gpu, self.compute, parts)
+        Dense::upload(&self.gpu, self.compute, parts).map(Matrix::Dense)
     }
 
     fn tensor_bytes(&self, rows: usize, cols: usize) -> u64 {

@@ -12,13 +12,12 @@ use crate::error::{Error, Result};
 use crate::journal::{Begin, Journal};
 use crate::model::{Decoder, GenerateOptions, ModelFolder, Residency};
 use crate::ops::Backend;
-use crate::tasks::generation::{Text, TextRequest, texts};
+use crate::tasks::generation::{Generated, Text, TextRequest, texts};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// Generate greedily from the records of a file
 ///
@@ -61,7 +60,11 @@ struct Report {
     segments: usize,
     truncated: usize,
     generated_tokens: usize,
+    /// Until the weights were ready on the device.
+    load_seconds: f64,
+    /// From then on, prompts included.
     seconds: f64,
+    /// `generated_tokens` / `seconds`.
     tokens_per_second: f64,
     max_new_tokens: usize,
 }
@@ -99,7 +102,6 @@ impl Translate {
         let decoder = Decoder::new(backend, folder, memory.residency, longest(&prompts.prompts, &options))?;
         let decoder = adapter.over(decoder)?;
         let decode = decode(tokenizer.as_ref(), decoder.folder())?;
-        let start = Instant::now();
         let begin =
             Begin { path: &self.journal(), what: "translation", place: &self.out, resume: self.resume, force: self.force };
         let mut header = self.header(&decoder, &dataset, &options, &digest(prompts.prompts.iter().map(|p| p.ids.as_slice())));
@@ -117,8 +119,7 @@ impl Translate {
         let keep = &mut |text: &Text| journal.append_soon(std::slice::from_ref(text));
         let result = texts(&decoder, &request, finished, ui.progress(), keep);
         // What ended before an interruption or an error lasts too.
-        let texts = journal.flush().and(result)?;
-        let seconds = start.elapsed().as_secs_f64();
+        let Generated { texts, load_seconds, seconds } = journal.flush().and(result)?;
         self.write(&dataset, &texts)?;
         journal.remove()?;
         let generated_tokens = texts.iter().map(|t| t.tokens).sum::<usize>() - before;
@@ -128,6 +129,7 @@ impl Translate {
             segments: texts.len(),
             truncated: prompts.truncated,
             generated_tokens,
+            load_seconds,
             seconds,
             tokens_per_second: generated_tokens as f64 / seconds,
             max_new_tokens: options.max_new_tokens,

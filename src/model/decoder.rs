@@ -6,11 +6,13 @@ use super::config::DecoderConfig;
 use super::folder::ModelFolder;
 use super::layer_plan::LayerPlan;
 use super::layer_weights::LayerWeights;
+use super::linear_name::Stack;
 use super::lora::{LayerLora, Lora};
 use super::rotary::RotaryTables;
 use crate::data::Target;
 use crate::error::{Error, Result};
 use crate::ops::{ArgmaxArgs, Backend, CrossEntropyArgs, EmbeddingArgs, GatherRowsArgs, LinearArgs, Shaped, TokenLosses};
+use crate::progress::Progress;
 use std::sync::{Arc, OnceLock};
 
 /// Where layer weights live between uses.
@@ -168,6 +170,28 @@ impl<B: Backend> Decoder<B> {
                 }
             },
         }
+    }
+
+    /// Brings the head and the plan's layers into the form the device computes with, so that no later pass pays for it.
+    /// Layers that are streamed are made anew each time and stay away.
+    ///
+    /// # Errors
+    /// As [`LayerWeights::load`]; [`Error::Data`] for a weight that is not finite; [`Error::Interrupted`].
+    pub fn make_ready(&self, plan: &LayerPlan, progress: &dyn Progress, kept: &str) -> Result<()> {
+        let layers = if self.residency == Residency::Resident { plan.kept() } else { &[] };
+        progress.begin("loading weights", 1 + layers.len() as u64);
+        self.backend.make_ready(self.head())?;
+        progress.advance(1);
+        for &layer in layers {
+            progress.check(kept)?;
+            let weights = self.layer(layer)?;
+            for stack in Stack::ALL {
+                self.backend.make_ready(weights.stack(stack).0)?;
+            }
+            progress.advance(1);
+        }
+        progress.end();
+        Ok(())
     }
 
     /// Hidden states before layer 0: [ids.len(), hidden_size].

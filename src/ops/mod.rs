@@ -117,6 +117,12 @@ pub trait Device: Send + Sync {
     /// [`Error::Shape`]; [`Error::Device`] when memory is short.
     fn prepare(&self, parts: &[HostTensor]) -> Result<Self::Matrix>;
 
+    /// Does now what [`Device::prepare`] has put off until the first use of `weight`; nothing where nothing was.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a weight that is not finite; [`Error::Device`] when memory is short.
+    fn make_ready(&self, weight: &Self::Matrix) -> Result<()>;
+
     /// Bytes a tensor of this shape takes, for planning against a memory budget.
     fn tensor_bytes(&self, rows: usize, cols: usize) -> u64;
 

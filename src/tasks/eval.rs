@@ -1,6 +1,6 @@
 //! Eval: quality and speed of a model, or of what is left of it without some layers.
 
-use super::generation::{self, TextRequest};
+use super::generation::{self, Generated, TextRequest};
 use super::scan::sweep::{Loss, SweepRequest, sweep, work_units};
 use crate::data::{Example, Prompt};
 use crate::error::{Error, Result};
@@ -91,7 +91,9 @@ pub struct GenerationScore {
     pub scores: BTreeMap<&'static str, f64>,
     /// Tokens generated.
     pub generated_tokens: u64,
-    /// Wall time, prompts included.
+    /// Wall time until the weights were ready on the device.
+    pub load_seconds: f64,
+    /// Wall time from then on, prompts included.
     pub generation_seconds: f64,
     /// `generated_tokens` / `generation_seconds`.
     pub generated_tokens_per_second: f64,
@@ -113,10 +115,9 @@ pub fn prompts<B: Backend>(
     if let Some(prompt) = prompts.iter().find(|p| p.reference.is_none()) {
         return Err(Error::request(format!("record {} has no target text to compare with", prompt.record + 1)));
     }
-    let start = Instant::now();
     let request = TextRequest { plan, prompts, options, stops: &[], decode, kept: "eval keeps nothing" };
-    let texts = generation::texts(decoder, &request, Vec::new(), progress, &mut |_| Ok(()))?;
-    let generation_seconds = start.elapsed().as_secs_f64();
+    let generated = generation::texts(decoder, &request, Vec::new(), progress, &mut |_| Ok(()))?;
+    let Generated { texts, load_seconds, seconds: generation_seconds } = generated;
     let mut scores = BTreeMap::new();
     for &metric in metrics {
         let scorer = Scorer::new(metric);
@@ -133,6 +134,7 @@ pub fn prompts<B: Backend>(
     Ok(GenerationScore {
         scores,
         generated_tokens: generated_tokens as u64,
+        load_seconds,
         generation_seconds,
         generated_tokens_per_second: speed,
     })

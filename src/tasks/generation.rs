@@ -6,6 +6,7 @@ use crate::model::{Decoder, GenerateOptions, GenerateRequest, LayerPlan, generat
 use crate::ops::Backend;
 use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 /// A generated text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,18 +42,30 @@ pub struct TextRequest<'a> {
     pub kept: &'a str,
 }
 
+/// What came out, and how long it took.
+#[derive(Debug, Clone)]
+pub struct Generated {
+    /// In the order of the prompts.
+    pub texts: Vec<Text>,
+    /// Wall time until the weights were ready on the device.
+    pub load_seconds: f64,
+    /// Wall time from then on, prompts included.
+    pub seconds: f64,
+}
+
 /// Generates greedily from every prompt. Prompts that `finished` has texts of are not run again; `keep` gets each new text
 /// as it ends.
 ///
 /// # Errors
-/// [`Error::Request`] without a prompt; [`Error::Interrupted`]; those of the ops, of `decode` and of `keep`.
+/// [`Error::Request`] without a prompt; [`Error::Data`] for a weight that is not finite; [`Error::Interrupted`]; those of the
+/// ops, of `decode` and of `keep`.
 pub fn texts<B: Backend>(
     decoder: &Decoder<B>,
     request: &TextRequest<'_>,
     finished: Vec<Text>,
     progress: &dyn Progress,
     keep: &mut dyn FnMut(&Text) -> Result<()>,
-) -> Result<Vec<Text>> {
+) -> Result<Generated> {
     let TextRequest { plan, prompts, options, stops, decode, kept } = *request;
     if prompts.is_empty() {
         return Err(Error::request("the data holds no record to generate from"));
@@ -63,11 +76,17 @@ pub fn texts<B: Backend>(
             *slot = Some(text);
         }
     }
+    let start = Instant::now();
     let missing: Vec<usize> = (0..prompts.len()).filter(|&p| texts[p].is_none()).collect();
     let ids: Vec<&[u32]> = missing.iter().map(|&p| prompts[p].ids.as_slice()).collect();
     let stop =
         |tokens: &[u32]| !stops.is_empty() && decode(tokens).is_ok_and(|text| stops.iter().any(|s| text.contains(s.as_str())));
     let request = GenerateRequest { plan, variants: &[None], prompts: &ids, options, stop: &stop, kept };
+    if !missing.is_empty() {
+        decoder.make_ready(plan, progress, kept)?;
+    }
+    let load_seconds = start.elapsed().as_secs_f64();
+    let start = Instant::now();
     progress.begin("generating", missing.len() as u64);
     generate(decoder, &request, progress, &mut |generation| {
         let text = decode(&generation.tokens)?;
@@ -80,5 +99,6 @@ pub fn texts<B: Backend>(
         Ok(())
     })?;
     progress.end();
-    Ok(texts.into_iter().flatten().collect())
+    let texts = texts.into_iter().flatten().collect();
+    Ok(Generated { texts, load_seconds, seconds: start.elapsed().as_secs_f64() })
 }

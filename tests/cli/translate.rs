@@ -101,3 +101,15 @@ fn what_is_there_is_not_overwritten_unasked() {
     assert_eq!(dir.read("out.jsonl"), "precious");
     translate(&dir, &["--data", "data.txt", "--out", "nowhere/out.jsonl", "--max-new-tokens", "2"]).code(1).err("nowhere");
 }
+
+#[test]
+fn the_report_tells_loading_from_generating() {
+    let dir = Dir::new();
+    model(&dir);
+    dir.write("data.txt", "one line\n");
+    let report = translate(&dir, &["--data", "data.txt", "--out", "out.jsonl", "--max-new-tokens", "4", "--json"]).code(0).json();
+    let figure = |name: &str| report[name].as_f64().unwrap();
+    assert!(figure("load_seconds") > 0.0 && figure("seconds") > 0.0, "{report}");
+    let rate = figure("generated_tokens") / figure("seconds");
+    assert!((figure("tokens_per_second") - rate).abs() <= 1e-9 * rate, "{report}");
+}

@@ -2,7 +2,10 @@
 
 use crate::support::{Folder, Tensor, fixture};
 use prunectl::Error;
-use prunectl::model::{Architecture, ModelFolder, RopeScaling};
+use prunectl::backend::cpu::CpuBackend;
+use prunectl::model::{Architecture, Decoder, LayerPlan, ModelFolder, Residency, RopeScaling};
+use prunectl::progress::Silent;
+use prunectl::tensor::Dtype;
 use serde_json::json;
 
 #[test]
@@ -129,4 +132,22 @@ fn assert_error(folder: &Folder, expected: &str) {
     let error = ModelFolder::open(folder.path()).unwrap_err();
     assert!(matches!(error, Error::Data { .. }), "{error:?}");
     assert!(error.to_string().contains(expected), "{error}\n  lacks: {expected}");
+}
+
+#[test]
+fn making_ready_reads_the_weights_that_will_run_and_no_others() {
+    let folder = Folder::tiny_llama(3);
+    folder.edit_tensors(|tensors| {
+        let t = tensors.iter_mut().find(|t| t.name == "model.layers.1.mlp.down_proj.weight").unwrap();
+        t.bytes[4 * 14..4 * 15].copy_from_slice(&f32::NAN.to_le_bytes());
+    });
+    let make_ready = |residency, skip: &[usize]| {
+        let backend = CpuBackend::new(Dtype::F32, Some(1)).unwrap();
+        let decoder = Decoder::new(backend, ModelFolder::open(folder.path()).unwrap(), residency, 4).unwrap();
+        decoder.make_ready(&LayerPlan::without(3, skip).unwrap(), &Silent, "")
+    };
+    make_ready(Residency::Resident, &[1]).unwrap();
+    make_ready(Residency::Streamed, &[]).unwrap();
+    let problem = make_ready(Residency::Resident, &[]).unwrap_err().to_string();
+    assert!(problem.contains("model.layers.1.mlp.down_proj.weight"), "{problem}");
 }

@@ -186,6 +186,13 @@ impl Device for Any {
         }
     }
 
+    fn make_ready(&self, weight: &Matrix) -> Result<()> {
+        match self {
+            Self::Cpu(b) => b.make_ready(weight.cpu()),
+            Self::Cuda(b, _) => b.make_ready(weight.cuda()),
+        }
+    }
+
     fn tensor_bytes(&self, rows: usize, cols: usize) -> u64 {
         match self {
             Self::Cpu(b) => b.tensor_bytes(rows, cols),

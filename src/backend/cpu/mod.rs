@@ -187,6 +187,14 @@ impl Device for CpuBackend {
         Matrix::new(parts)
     }
 
+    fn make_ready(&self, weight: &Matrix) -> Result<()> {
+        // Weights in four bits are packed already.
+        if weight.nf4().is_none() {
+            weight.packed(self)?;
+        }
+        Ok(())
+    }
+
     fn tensor_bytes(&self, rows: usize, cols: usize) -> u64 {
         4 * rows as u64 * cols as u64
     }

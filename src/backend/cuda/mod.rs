@@ -234,6 +234,11 @@ impl Device for CudaBackend {
         Dense::upload(&self.gpu, self.compute, parts).map(Matrix::Dense)
     }
 
+    fn make_ready(&self, _weight: &Matrix) -> Result<()> {
+        // Weights are on their way as soon as they are prepared, and what uses them waits in its own stream.
+        Ok(())
+    }
+
     fn tensor_bytes(&self, rows: usize, cols: usize) -> u64 {
         4 * rows as u64 * cols as u64
     }

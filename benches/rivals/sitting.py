@@ -18,6 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SEGMENTS, TOKENS, RACE_SEGMENTS = 32, 128, 200
+TRAIN_BATCH, TRAIN_TOKENS = 8, 256
 # Spread evenly over the layers, so that the mean of the three is the mean of all where the cost is linear in the layer.
 TIMED = [5, 15, 24]
 
@@ -110,6 +111,27 @@ class Sitting:
         )
         return {"value": found[figure], "peak_rss_bytes": found["peak_rss_bytes"]}
 
+    # Contestants of training: tokens a second, the first step left out.
+
+    OUR_TRAINING = {"lora": ["--quant", "none"], "qlora": ["--quant", "nf4"], "full": ["--full"]}
+
+    def our_training(self, data, dtype, method):
+        out = self.work / "trained"
+        _, _, peak = self.prunectl(
+            "train-qlora", self.arguments.model, "--data", data, "--dtype", dtype, "--batch", TRAIN_BATCH, "--epochs", 1, "--no-shuffle",
+            "--out", out, "--force", *self.OUR_TRAINING[method],
+        )  # fmt: skip
+        updates = [json.loads(line) for line in (out / "metrics.ndjson").read_text().splitlines()]
+        timed = updates[1:]
+        value = sum(u["tokens"] for u in timed) / sum(u["seconds"] for u in timed)
+        return {"value": value, "losses": [u["loss"] for u in updates], "peak_rss_bytes": peak}
+
+    def their_training(self, data, dtype, method):
+        found = self.rival(
+            "peft_train.py", "--model", self.arguments.model, "--data", data, "--dtype", dtype, "--method", method, "--batch", TRAIN_BATCH
+        )
+        return {"value": found["tokens_per_second"], "losses": found["losses"], "peak_rss_bytes": found["peak_rss_bytes"]}
+
     def start_up(self, data, dtype):
         _, wall, peak = self.prunectl("eval", self.arguments.model, "--data", data, "--dtype", dtype, "--metrics", "nll")
         return {"value": wall, "peak_rss_bytes": peak}
@@ -146,6 +168,13 @@ class Sitting:
                 **self.with_llama(lambda d=dtype: self.llama_cpp(long, d, 16, 1, "prompt_tokens_per_second")),
             }
             yield f"start to first score, 8 tokens, {dtype}", "s", {"prunectl": lambda d=dtype: self.start_up(first, d)}
+        train = self.segments("train", 4 * TRAIN_BATCH, TRAIN_TOKENS)
+        for dtype in ("f32", "bf16"):
+            for method in self.OUR_TRAINING:
+                yield f"training, {TRAIN_BATCH} x {TRAIN_TOKENS} tokens a step, {method}, {dtype}", "tokens/s", {
+                    "prunectl": lambda d=dtype, m=method: self.our_training(train, d, m),
+                    "peft": lambda d=dtype, m=method: self.their_training(train, d, m),
+                }
 
     def with_llama(self, contestant):
         return {"llama.cpp": contestant} if self.arguments.gguf else {}
@@ -154,7 +183,7 @@ class Sitting:
 def facts(arguments):
     """What a figure means nothing without."""
     git = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=True).stdout.strip()
-    packages = ["torch", "transformers"] + (["llama-cpp-python"] if arguments.gguf else [])
+    packages = ["torch", "transformers", "peft", "bitsandbytes"] + (["llama-cpp-python"] if arguments.gguf else [])
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor())
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -208,7 +237,7 @@ def main():
                 print(f"  {contestant:62}{value:10.2f}  ours is {ratio:5.2f} x   {peak / 2**20:7.0f} MiB", flush=True)
                 if arguments.save:
                     figures = {"case": name, "unit": unit, "contestant": contestant, "median": value, "runs": [r["value"] for r in runs]}
-                    extra = {"peak_rss_bytes": peak, "removed": runs[-1].get("removed")}
+                    extra = {"peak_rss_bytes": peak} | {name: runs[-1].get(name) for name in ("removed", "losses")}
                     with arguments.save.open("a") as out:
                         out.write(json.dumps(figures | {k: v for k, v in extra.items() if v is not None} | about | {"ceiling": ceiling}) + "\n")
 

@@ -265,10 +265,11 @@ impl Train {
             if ours.1.is_empty() || !path.join("tokenizer.json").exists() { None } else { Some(Tokenizer::open(path)?) };
         same_vocabulary(path, (folder.config.vocab_size, &vocabulary(tokenizer.as_ref())), ours)?;
         let plan = LayerPlan::without(folder.config.num_hidden_layers, self.distil.teacher_skip.as_deref().unwrap_or_default())?;
-        // Streamed: beside the student, its layers are read from the mapped file as they are used. The same folder as the
-        // student's is mapped once by the system.
-        let fingerprint = folder.fingerprint();
-        let decoder = self.compute.cpu_decoder(ui, folder, Residency::Streamed, positions)?;
+        // Where memory is short its layers are read from the mapped file as they are used; the same folder as the student's is
+        // mapped once by the system.
+        let (fingerprint, bytes) = (folder.fingerprint(), folder.size_under(&plan).1);
+        let residency = if bytes <= self.compute.cpu_budget() / 4 { Residency::Resident } else { Residency::Streamed };
+        let decoder = self.compute.cpu_decoder(ui, folder, residency, positions)?;
         Ok(Some(OpenedTeacher::Model { decoder: Box::new(decoder), plan, fingerprint }))
     }
 

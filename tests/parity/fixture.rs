@@ -20,7 +20,10 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 }
 
 pub(crate) fn decoder(name: &str, threads: usize) -> Decoder<CpuBackend> {
-    let backend = CpuBackend::new(Dtype::F32, Some(threads)).unwrap();
+    decoder_on(CpuBackend::new(Dtype::F32, Some(threads)).unwrap(), name)
+}
+
+pub(crate) fn decoder_on(backend: CpuBackend, name: &str) -> Decoder<CpuBackend> {
     Decoder::new(backend, ModelFolder::open(&folder(name)).unwrap(), Residency::Streamed, 128).unwrap()
 }
 

@@ -5,7 +5,7 @@ use super::parameter::{Parameters, Place, pair_number};
 use crate::error::Result;
 use crate::model::batch::Batch;
 use crate::model::block::norm;
-use crate::model::config::Architecture;
+use crate::model::config::{Architecture, DecoderConfig};
 use crate::model::decoder::Decoder;
 use crate::model::layer_weights::LayerWeights;
 use crate::model::linear_name::{LinearName, Stack};
@@ -33,7 +33,7 @@ pub(super) enum Need {
     Gradient,
 }
 
-/// Activations of a layer, and room for their gradients; memory is kept from layer to layer.
+/// What a layer's forward pass leaves for its gradients.
 pub(super) struct Activations<B: TrainingBackend> {
     normed: B::Tensor,
     /// q and k before their norm, where they have one.
@@ -48,11 +48,10 @@ pub(super) struct Activations<B: TrainingBackend> {
     activated: B::Tensor,
     /// x A^T of each pair.
     lora: [B::Tensor; LinearName::ALL.len()],
-    work: Work<B>,
 }
 
-/// Room for what lives shortly.
-struct Work<B: TrainingBackend> {
+/// Room for what lives within a layer's pass; memory is kept from layer to layer.
+pub(super) struct Work<B: TrainingBackend> {
     /// [rows, hidden_size].
     d_normed: B::Tensor,
     /// [rows, qkv_cols].
@@ -94,14 +93,32 @@ impl<B: TrainingBackend> Activations<B> {
             gate_up: empty()?,
             activated: empty()?,
             lora: [a, b, c, d, e, f, g],
-            work: Work {
-                d_normed: empty()?,
-                d_qkv: empty()?,
-                d_attended: empty()?,
-                d_activated: empty()?,
-                d_gate_up: empty()?,
-                pair: PairWork { dropped: empty()?, wide: empty()?, narrow: empty()?, scaled: empty()?, d_x: empty()? },
-            },
+        })
+    }
+
+    /// Elements a row of a batch takes.
+    pub(super) fn row_elements(config: &DecoderConfig, lora_rank: usize) -> usize {
+        let heads = config.heads();
+        let normed = if config.architecture == Architecture::Cohere { 1 } else { 3 };
+        let qkv = if config.use_qk_norm { 2 } else { 1 };
+        normed * config.hidden_size
+            + qkv * heads.qkv_cols()
+            + heads.q_cols()
+            + 3 * config.intermediate_size
+            + LinearName::ALL.len() * lora_rank
+    }
+}
+
+impl<B: TrainingBackend> Work<B> {
+    pub(super) fn new(backend: &B) -> Result<Self> {
+        let empty = || backend.zeros(0, 0);
+        Ok(Self {
+            d_normed: empty()?,
+            d_qkv: empty()?,
+            d_attended: empty()?,
+            d_activated: empty()?,
+            d_gate_up: empty()?,
+            pair: PairWork { dropped: empty()?, wide: empty()?, narrow: empty()?, scaled: empty()?, d_x: empty()? },
         })
     }
 }
@@ -138,10 +155,11 @@ impl<B: TrainingBackend> Pass<'_, B> {
         weights: &LayerWeights<B>,
         x: &mut B::Tensor,
         kept: &mut Activations<B>,
+        work: &mut Work<B>,
         need: Need,
     ) -> Result<()> {
         let (backend, config, heads, rows) = (self.decoder.backend(), self.decoder.config(), self.heads(), x.rows());
-        let Activations { normed, qkv_before_norm, qkv, attended, middle, middle_normed, gate_up, activated, lora, work } = kept;
+        let Activations { normed, qkv_before_norm, qkv, attended, middle, middle_normed, gate_up, activated, lora } = kept;
         let pair = &mut work.pair;
         backend.resize(normed, rows, config.hidden_size)?;
         backend.resize(qkv, rows, heads.qkv_cols())?;
@@ -287,27 +305,40 @@ impl<B: TrainingBackend> Pass<'_, B> {
         Ok(())
     }
 
-    /// From the gradient `d` of the layer's output to that of its input, in place, computing the activations again from
-    /// `input`. `need_input`: whether anything before the layer is trained.
+    /// The activations of a layer that kept none, from its `input`.
+    pub(super) fn again(
+        &self,
+        weights: &LayerWeights<B>,
+        input: &B::Tensor,
+        kept: &mut Activations<B>,
+        work: &mut Work<B>,
+    ) -> Result<()> {
+        let backend = self.decoder.backend();
+        // The norm's backward pass needs the input once more, and the forward pass changes it.
+        let mut own_input = backend.zeros(input.rows(), input.cols())?;
+        backend.copy(&mut own_input, input)?;
+        self.forward(weights, &mut own_input, kept, work, Need::Gradient)
+    }
+
+    /// From the gradient `d` of the layer's output to that of its input, in place. `kept`: the activations of its forward
+    /// pass from `input`. `need_input`: whether anything before the layer is trained.
+    #[expect(clippy::too_many_arguments, reason = "a layer's state lies in as many places; each is of a type of its own")]
     pub(super) fn backward(
         &self,
         weights: &LayerWeights<B>,
         input: &B::Tensor,
         d: &mut B::Tensor,
-        kept: &mut Activations<B>,
+        kept: &Activations<B>,
+        work: &mut Work<B>,
         parameters: &mut Parameters<B>,
         need_input: bool,
     ) -> Result<()> {
         let (backend, config, heads, layer) = (self.decoder.backend(), self.decoder.config(), self.heads(), weights.layer);
         let rows = d.rows();
-        // The norm's backward pass needs the input once more, and the forward pass changes it.
-        let mut own_input = backend.zeros(rows, config.hidden_size)?;
-        backend.copy(&mut own_input, input)?;
-        self.forward(weights, &mut own_input, kept, Need::Gradient)?;
-        let Activations { normed, qkv_before_norm, qkv, attended, middle, middle_normed, gate_up, activated, lora, work } = kept;
+        let Activations { normed, qkv_before_norm, qkv, attended, middle, middle_normed, gate_up, activated, lora } = kept;
         let Work { d_normed, d_qkv, d_attended, d_activated, d_gate_up, pair } = work;
         let sequential = weights.post_norm.is_some();
-        let mlp_input = if sequential { &*middle_normed } else { &*normed };
+        let mlp_input = if sequential { middle_normed } else { normed };
 
         let down = Projection { weights, stack: Stack::Down, x: activated };
         self.project_backward(down, d, Some((&mut *d_activated, false)), lora, parameters, pair)?;
@@ -331,7 +362,7 @@ impl<B: TrainingBackend> Pass<'_, B> {
             let norms = [(Place::QNorm(layer), q_norm, 0), (Place::KNorm(layer), k_norm, heads.q_cols())];
             for (place, weight, first_col) in norms {
                 let d_weight = parameters.grad(place);
-                let (x, eps) = (&*qkv_before_norm, config.norm_eps);
+                let (x, eps) = (qkv_before_norm, config.norm_eps);
                 backend.head_norm_backward(HeadNormBackwardArgs { d: d_qkv, d_weight, x, weight, first_col, eps })?;
             }
         }

@@ -1,6 +1,6 @@
-//! The decoder with gradients: a forward pass that keeps each layer's input, and a backward pass that computes a layer's
-//! activations again, then its gradients, from the last layer to the first. No tape: `layer.rs` is both passes of a layer, written
-//! out. Knows nothing of optimisers and data.
+//! The decoder with gradients: a forward pass that keeps each layer's input, and the activations of as many layers as memory
+//! allows; and a backward pass that computes a layer's activations again where they were not kept, then its gradients, from the
+//! last layer to the first. No tape: `layer.rs` is both passes of a layer, written out. Knows nothing of optimisers and data.
 
 mod layer;
 mod objective;
@@ -22,7 +22,7 @@ use crate::ops::{
     AddColsArgs, CrossEntropyBackwardArgs, DropoutMask, EmbeddingBackwardArgs, GatherRowsArgs, LayerNormBackwardArgs,
     RmsNormBackwardArgs, ScatterRowsArgs, Shaped, TokenLosses, TrainingBackend,
 };
-use layer::{Activations, Need, Pass};
+use layer::{Activations, Need, Pass, Work};
 use parameter::{Parameters, Place};
 
 /// A decoder some of whose parameters are trained.
@@ -34,8 +34,13 @@ pub struct Differentiable<B: TrainingBackend> {
     seed: u64,
     passes: u64,
     scratch: Scratch<B>,
-    activations: Activations<B>,
-    /// The input of each layer, kept from call to call so that memory is taken from the system once.
+    work: Work<B>,
+    /// Activations of the layers that keep theirs, and of one that does not. These and the inputs are kept from call to call, so
+    /// that memory is taken from the system once.
+    activations: Vec<Activations<B>>,
+    /// Layers, counted from the last one, whose activations are kept from the forward to the backward pass.
+    kept_layers: usize,
+    /// The input of each layer.
     inputs: Vec<B::Tensor>,
 }
 
@@ -50,8 +55,10 @@ impl<B: TrainingBackend> Differentiable<B> {
             Trainable::Lora(spec) => Some(spec),
             Trainable::Full | Trainable::Layers { .. } => None,
         };
-        let (scratch, activations) = (Scratch::new(decoder.backend())?, Activations::new(decoder.backend())?);
-        let mut new = Self { decoder, plan, parameters, lora, seed, passes: 0, scratch, activations, inputs: Vec::new() };
+        let (scratch, work) = (Scratch::new(decoder.backend())?, Work::new(decoder.backend())?);
+        let (activations, inputs) = (Vec::new(), Vec::new());
+        let mut new =
+            Self { decoder, plan, parameters, lora, seed, passes: 0, scratch, work, activations, kept_layers: 0, inputs };
         if new.lora.is_some() {
             let layers = new.decoder.config().num_hidden_layers;
             new.decoder.set_lora(Some(Lora::empty(layers)))?;
@@ -93,6 +100,18 @@ impl<B: TrainingBackend> Differentiable<B> {
     /// Goes on as if so many batches had been accumulated.
     pub fn set_passes(&mut self, passes: u64) {
         self.passes = passes;
+    }
+
+    /// Keeps activations of the last `layers` layers from the forward to the backward pass, instead of computing them again, which
+    /// is a quarter of the arithmetic of training all weights and a third of LoRA's. Changes no bit of the gradients.
+    pub fn keep_activations(&mut self, layers: usize) {
+        self.kept_layers = layers;
+    }
+
+    /// Bytes that the activations of one layer take for each row of a batch.
+    pub fn activation_bytes_a_row(&self) -> u64 {
+        let rank = self.lora.as_ref().map_or(0, |spec| spec.r);
+        self.decoder.backend().tensor_bytes(1, Activations::<B>::row_elements(self.decoder.config(), rank))
     }
 
     /// All gradients 0.
@@ -174,6 +193,12 @@ impl<B: TrainingBackend> Differentiable<B> {
         while self.inputs.len() < kept.len() - first {
             self.inputs.push(backend.zeros(0, 0)?);
         }
+        // The first place serves all layers that keep nothing.
+        let keeping_from = kept.len().saturating_sub(self.kept_layers);
+        let place = |index: usize| (index + 1).saturating_sub(keeping_from);
+        while self.activations.len() <= place(kept.len() - 1) {
+            self.activations.push(Activations::new(backend)?);
+        }
         for (index, &layer) in kept.iter().enumerate() {
             if index >= first {
                 let input = &mut self.inputs[index - first];
@@ -181,7 +206,8 @@ impl<B: TrainingBackend> Differentiable<B> {
                 backend.copy(input, &x)?;
             }
             let weights = self.decoder.layer(layer)?;
-            pass.forward(&weights, &mut x, &mut self.activations, Need::Output)?;
+            let activations = &mut self.activations[if index >= first { place(index) } else { 0 }];
+            pass.forward(&weights, &mut x, activations, &mut self.work, Need::Output)?;
         }
         // The rows of the targets through norm and head, and back.
         let count = targets.rows.len();
@@ -212,7 +238,11 @@ impl<B: TrainingBackend> Differentiable<B> {
             let weights = self.decoder.layer(layer)?;
             let input = &self.inputs[index - first];
             let need = index > first || to_embedding;
-            pass.backward(&weights, input, &mut d, &mut self.activations, &mut self.parameters, need)?;
+            let activations = &mut self.activations[place(index)];
+            if place(index) == 0 {
+                pass.again(&weights, input, activations, &mut self.work)?;
+            }
+            pass.backward(&weights, input, &mut d, activations, &mut self.work, &mut self.parameters, need)?;
         }
         if let Some(d_table) = self.parameters.grad(Place::Embed) {
             backend.embedding_backward(EmbeddingBackwardArgs { d_table, d_y: &d, ids: &batch.ids })?;
@@ -228,21 +258,6 @@ impl<B: TrainingBackend> Differentiable<B> {
     pub fn losses(&mut self, batch: &Batch, targets: BatchTargets<'_>, reference: Option<&B::Tensor>) -> Result<TokenLosses> {
         let x = self.decoder.forward(batch, &self.plan, &mut self.scratch, |_, _| Ok(()))?;
         self.decoder.losses(&self.decoder.normed_rows(&x, targets.rows)?, targets.tokens, reference)
-    }
-
-    /// Normed hidden states of the frozen model under its own plan, the adapter left out: a teacher that costs no second copy.
-    ///
-    /// # Errors
-    /// [`Error::Request`] where there is no frozen model; those of the ops.
-    pub fn frozen_states(&mut self, batch: &Batch, plan: &LayerPlan, rows: &[u32]) -> Result<B::Tensor> {
-        if self.lora.is_none() {
-            return Err(Error::request("the model cannot be its own teacher while its weights are trained")
-                .with_help("give the teacher as another folder, or train LoRA pairs"));
-        }
-        let lora = self.decoder.take_lora();
-        let x = self.decoder.forward(batch, plan, &mut self.scratch, |_, _| Ok(()));
-        self.decoder.set_lora(lora)?;
-        self.decoder.normed_rows(&x?, rows)
     }
 }
 

@@ -10,7 +10,7 @@ use super::top_k::TopK;
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::model::train::{BatchLoss, BatchTargets, Differentiable, Objective};
-use crate::model::{Batch, DecoderConfig, LayerPlan, Scratch, packed_targets};
+use crate::model::{Batch, Scratch, packed_targets};
 use crate::ops::{Adamw, Shaped, Teacher as Distribution, TrainingBackend};
 use crate::progress::Progress;
 use serde_json::{Map, Value, json};
@@ -19,8 +19,6 @@ use std::time::{Duration, Instant};
 
 /// Time between saves where --save-every says nothing.
 const SAVE_AFTER: Duration = Duration::from_secs(300);
-/// Rows of a forward pass, at most: matrices do not get faster with more.
-const MOST_ROWS: usize = 4096;
 
 /// Trains, or goes on with a training, and writes its files.
 ///
@@ -41,6 +39,8 @@ pub fn run<B: TrainingBackend + Adamw>(
     let mut training = Training::new(model, request, &mut material, &plan, &lengths, progress)?;
     let (lines, before) = training.begin(&mut metrics)?;
     training.lines = lines;
+    let kept = kept_layers(training.model, request.mem_budget, training.rows);
+    training.model.keep_activations(kept);
     training.seconds_before = before;
     let outcome = training.all(&mut metrics, started);
     progress.end();
@@ -159,7 +159,7 @@ impl<'a, 'm, B: TrainingBackend + Adamw> Training<'a, 'm, B> {
     ) -> Result<Self> {
         let optimiser = Optimiser::new(model.decoder().backend(), model.parameters(), request.hyper)?;
         let scratch = Scratch::new(model.decoder().backend())?;
-        let rows = micro_batch_rows(model.decoder().config(), model.plan(), request.mem_budget, lengths);
+        let rows = micro_batch_rows(model, request.mem_budget, lengths);
         Ok(Self {
             model,
             request,
@@ -518,14 +518,26 @@ impl<'a, 'm, B: TrainingBackend + Adamw> Training<'a, 'm, B> {
     }
 }
 
-/// Rows whose activations fit the budget: a checkpoint for each layer, one layer's activations with their gradients, and a
-/// few rows of the model's width around them. The longest example must fit in any case.
-fn micro_batch_rows(config: &DecoderConfig, plan: &LayerPlan, budget: u64, lengths: &[usize]) -> usize {
-    let heads = config.heads();
-    let layer = 6 * config.hidden_size + 3 * heads.qkv_cols() + 7 * config.intermediate_size;
-    let row = 4 * (plan.kept().len() * config.hidden_size + layer) as u64;
-    let fitting = usize::try_from(budget / row.max(1)).unwrap_or(usize::MAX);
-    fitting.min(MOST_ROWS).max(lengths.iter().copied().max().unwrap_or(1))
+/// Rows of a micro-batch that fit the budget: a checkpoint for each layer, one layer's activations with their gradients, and a few
+/// rows of the model's width around them. The longest example must fit in any case.
+fn micro_batch_rows<B: TrainingBackend>(model: &Differentiable<B>, budget: u64, lengths: &[usize]) -> usize {
+    let fitting = usize::try_from(budget / row_bytes(model).max(1)).unwrap_or(usize::MAX);
+    // Twice what the matrices need for their speed: gradients of weights are added up once a micro-batch.
+    fitting.min(2 * model.decoder().backend().batch_rows()).max(lengths.iter().copied().max().unwrap_or(1))
+}
+
+/// Layers whose activations fit beside that.
+fn kept_layers<B: TrainingBackend>(model: &Differentiable<B>, budget: u64, rows: usize) -> usize {
+    let rest = budget.saturating_sub(row_bytes(model).saturating_mul(rows as u64));
+    let layer = model.activation_bytes_a_row().saturating_mul(rows as u64);
+    usize::try_from(rest / layer.max(1)).unwrap_or(usize::MAX).min(model.plan().kept().len())
+}
+
+/// Bytes a row of a micro-batch takes where no activations are kept.
+fn row_bytes<B: TrainingBackend>(model: &Differentiable<B>) -> u64 {
+    let config = model.decoder().config();
+    let layer = 6 * config.hidden_size + 3 * config.heads().qkv_cols() + 7 * config.intermediate_size;
+    model.decoder().backend().tensor_bytes(1, model.plan().kept().len() * config.hidden_size + layer)
 }
 
 /// Over the targets of an update.

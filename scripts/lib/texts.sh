@@ -1,21 +1,24 @@
 # shellcheck shell=bash
-# Sourced after common.sh: Jane Austen's novels (public domain) from the Debian package r-cran-janeaustenr, of which nothing is
-# installed.
+# Sourced after common.sh: free texts out of Debian packages, of which nothing is installed.
 
-# fetch_austen FOLDER: leaves emma.txt, mansfieldpark.txt, northangerabbey.txt, persuasion.txt, prideprejudice.txt and
-# sensesensibility.txt in FOLDER, a paragraph a line.
+# unpack_debian PACKAGE FOLDER: the package's files in FOLDER.
+unpack_debian() {
+    need apt-get "the texts come from Debian packages: run this on Debian or Ubuntu"
+    need dpkg-deb "Debian: apt install dpkg"
+    mkdir -p "$2"
+    (cd "$2" && apt-get download "$1" 2>/dev/null) || fail "apt-get cannot download $1" "run apt-get update first"
+    dpkg-deb --extract "$2"/"$1"_*.deb "$2"
+}
+
+# fetch_austen FOLDER: Jane Austen's novels (public domain, package r-cran-janeaustenr): leaves emma.txt, mansfieldpark.txt,
+# northangerabbey.txt, persuasion.txt, prideprejudice.txt and sensesensibility.txt in FOLDER, a paragraph a line.
 fetch_austen() {
     local folder=$1
     if [ -e "$folder/prideprejudice.txt" ]; then
         echo "    $folder is there already"
         return
     fi
-    need apt-get "the novels come from a Debian package: run this on Debian or Ubuntu"
-    need dpkg-deb "Debian: apt install dpkg"
-    mkdir -p "$folder/package"
-    (cd "$folder/package" && apt-get download r-cran-janeaustenr 2>/dev/null) ||
-        fail "apt-get cannot download r-cran-janeaustenr" "run apt-get update first"
-    dpkg-deb --extract "$folder"/package/r-cran-janeaustenr_*.deb "$folder/package"
+    unpack_debian r-cran-janeaustenr "$folder/package"
     python3 - "$folder/package/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb" "$folder" <<'PYTHON'
 import pathlib, struct, sys, zlib
 
@@ -54,4 +57,24 @@ if names:
     sys.exit("error: the package does not hold " + ", ".join(names))
 PYTHON
     rm -r "$folder/package"
+}
+
+# fetch_faq FILE: questions and answers about Debian (package debian-faq, copyright Software in the Public Interest, free to copy
+# with its notice), a paragraph a line, the contents and the notices before and behind left out.
+fetch_faq() {
+    local file=$1
+    if [ -e "$file" ]; then
+        echo "    $file is there already"
+        return
+    fi
+    unpack_debian debian-faq "$file.package"
+    python3 - "$file.package/usr/share/doc/debian/FAQ/debian-faq.en.txt.gz" "$file" <<'PYTHON'
+import gzip, pathlib, sys
+
+text = gzip.open(sys.argv[1], "rt", encoding="utf-8").read().replace("\N{NO-BREAK SPACE}", " ")
+start, end = (text.index(f"\nChapter {number}. ") for number in (1, 16))
+paragraphs = (" ".join(part.split()) for part in text[start:end].split("\n\n"))
+pathlib.Path(sys.argv[2]).write_text("\n".join(p for p in paragraphs if p) + "\n", encoding="utf-8")
+PYTHON
+    rm -r "$file.package"
 }

@@ -17,7 +17,7 @@ use super::layer_plan::LayerPlan;
 use super::layer_weights::LayerWeights;
 use super::linear_name::{LinearName, Stack};
 use super::lora::{Lora, LoraPair};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{
     AddColsArgs, CrossEntropyBackwardArgs, DropoutMask, EmbeddingBackwardArgs, GatherRowsArgs, LayerNormBackwardArgs,
     RmsNormBackwardArgs, ScatterRowsArgs, Shaped, TokenLosses, TrainingBackend,
@@ -48,7 +48,7 @@ impl<B: TrainingBackend> Differentiable<B> {
     /// Parameters with the folder's values; LoRA pairs as PEFT begins them, drawn from `seed`. `plan`: the layers that run.
     ///
     /// # Errors
-    /// [`Error::Request`] for options that cannot be; [`Error::Data`] for a missing tensor; [`Error::Device`] when memory is short.
+    /// [`Error::Request`](crate::Error::Request) for options that cannot be; [`Error::Data`](crate::Error::Data) for a missing tensor; [`Error::Device`](crate::Error::Device) when memory is short.
     pub fn new(decoder: Decoder<B>, plan: LayerPlan, trainable: Trainable, seed: u64) -> Result<Self> {
         let parameters = Parameters::new(decoder.backend(), decoder.folder(), &plan, &trainable, seed)?;
         let lora = match trainable {
@@ -117,7 +117,7 @@ impl<B: TrainingBackend> Differentiable<B> {
     /// All gradients 0.
     ///
     /// # Errors
-    /// [`Error::Device`].
+    /// [`Error::Device`](crate::Error::Device).
     pub fn zero_grads(&mut self) -> Result<()> {
         for parameter in &mut self.parameters.list {
             self.decoder.backend().fill(&mut parameter.grad, 0.0)?;
@@ -128,7 +128,7 @@ impl<B: TrainingBackend> Differentiable<B> {
     /// Carries the parameters' values into the decoder. To be called after every change.
     ///
     /// # Errors
-    /// [`Error::Device`] when memory is short; [`Error::Data`] for a missing tensor.
+    /// [`Error::Device`](crate::Error::Device) when memory is short; [`Error::Data`](crate::Error::Data) for a missing tensor.
     pub fn refresh(&mut self) -> Result<()> {
         let Self { decoder, parameters, plan, lora, .. } = self;
         if let Some(embed) = parameters.at(Place::Embed) {

@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, reason = "a bench fails by panicking")]
 
 use criterion::{Criterion, Throughput};
-use prunectl::tasks::bench::{Limit, What, cases};
+use prunectl::tasks::bench::{Limit, Shape, What, cpu_cases};
 use std::time::Duration;
 
 fn main() {
@@ -13,14 +13,14 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .configure_from_args();
     for what in [What::Ops, What::Nf4] {
-        for case in cases(what, None) {
+        for case in cpu_cases(what, Shape::Smollm2, None).expect("threads") {
             let mut case = case.expect("memory for the case");
             // Work is whole, and far below 2^53.
             let work = Duration::from_secs_f64(case.work).as_secs();
             let mut group = criterion.benchmark_group(case.op);
             group.throughput(match case.limit {
                 Limit::F32Flops | Limit::Bf16Flops => Throughput::Elements(work),
-                Limit::ReadBytes => Throughput::Bytes(work),
+                Limit::MemoryBytes => Throughput::Bytes(work),
             });
             let name = format!("{}, {}", case.case, case.dtype);
             group.bench_function(name, |bencher| bencher.iter(|| (case.call)().expect("the op runs")));

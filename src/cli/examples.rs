@@ -83,7 +83,11 @@ pub(super) fn teach() -> String {
 }
 
 pub(super) fn bench() -> String {
-    examples(&["prunectl bench", "prunectl bench gemm --json"])
+    examples(&[
+        "prunectl bench",
+        "prunectl bench gemm --json",
+        "prunectl bench scan --shape aya-8b --device cuda    # a round of an 8B model, random weights",
+    ])
 }
 
 pub(super) fn doctor() -> String {

@@ -37,7 +37,7 @@ pub struct ModelFolder {
     /// Matrices in four bits.
     pub(super) nf4: BTreeMap<String, Nf4Tensor>,
     /// Tensors that are there but take no part: saved rotary frequencies, a second copy of a tied embedding.
-    unused: BTreeSet<String>,
+    pub(super) unused: BTreeSet<String>,
 }
 
 /// Reads a folder's config.json.

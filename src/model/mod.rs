@@ -18,6 +18,7 @@ pub mod nf4_weights;
 pub mod rotary;
 pub mod safetensors;
 pub mod shard_index;
+mod synthetic;
 pub mod tensor_set;
 pub mod train;
 mod unique_map;

@@ -86,6 +86,9 @@ pub trait Device: Send + Sync {
     /// [`Error::Device`] when memory is short.
     fn scratch(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
 
+    /// What [`Device::scratch`] tensors are stored in.
+    fn scratch_dtype(&self) -> crate::tensor::Dtype;
+
     /// Changes the shape, keeping the memory where it is large enough. The content is unspecified afterwards.
     ///
     /// # Errors
@@ -138,6 +141,10 @@ pub trait Device: Send + Sync {
 
     /// Most bytes of the device's own memory that were in use at a time; `None` on one that has none.
     fn peak_memory(&self) -> Option<u64>;
+
+    /// Energy that the device has drawn since some moment in the past, in joules: differences count, and whoever else uses it
+    /// is in them. `None` where nothing measures it.
+    fn energy_joules(&self) -> Option<f64>;
 }
 
 /// A device that computes every op.

@@ -286,7 +286,7 @@ fn facts(scan: &ScanJson) -> String {
         ("Layers left", text::list(&scan.keep, ", ")),
         ("Fingerprint", scan.model.fingerprint.clone()),
     ]);
-    list(&[
+    let mut run = vec![
         ("Data", scan.data.path.clone()),
         ("Segments", text::grouped(scan.data.segments)),
         ("Target tokens", scan.data.target_tokens.map_or_else(|| "–".into(), text::grouped)),
@@ -295,7 +295,9 @@ fn facts(scan: &ScanJson) -> String {
         ("Device", format!("{}, {}", scan.device, scan.dtype)),
         ("Time", text::seconds(scan.seconds)),
         ("Peak memory", text::bytes(scan.peak_memory_bytes)),
-    ]);
+    ];
+    run.extend(scan.energy_joules.map(|joules| ("Energy", format!("{:.1} kJ", joules / 1e3))));
+    list(&run);
     out.push_str("</div>\n");
     out
 }

@@ -46,6 +46,9 @@ pub struct ScanJson {
     pub depth: Vec<Depth>,
     /// Wall-clock time of the whole scan.
     pub seconds: f64,
+    /// Energy that the device drew in this time, in joules, whoever used it; absent where it does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_joules: Option<f64>,
     /// Highest resident memory of the process.
     pub peak_memory_bytes: u64,
 }

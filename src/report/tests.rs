@@ -51,6 +51,7 @@ fn scan(layers: usize, rounds: usize) -> ScanJson {
         keep: (0..layers).filter(|&l| l == 0 || l > rounds).collect(),
         depth: Vec::new(),
         seconds: 61.0,
+        energy_joules: Some(123_400.0),
         peak_memory_bytes: 812_000_000,
     }
 }

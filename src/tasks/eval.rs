@@ -1,7 +1,7 @@
 //! Eval: quality and speed of a model, or of what is left of it without some layers.
 
 use super::generation::{self, Generated, TextRequest};
-use super::scan::sweep::{Loss, SweepRequest, sweep, work_units};
+use super::scan::sweep::{Loss, SweepRequest, pieces, sweep, work_units};
 use crate::data::{Example, Prompt};
 use crate::error::{Error, Result};
 use crate::metrics::{Metric, Scorer, Stats, strip};
@@ -11,9 +11,6 @@ use crate::progress::Progress;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
-
-/// Rows of one sweep, at most.
-const SWEEP_ROWS: usize = 8192;
 
 /// Quality and speed of scoring texts.
 #[derive(Debug, Clone, Serialize)]
@@ -46,21 +43,11 @@ pub fn texts<B: Backend>(
         return Err(Error::request(format!("record {} has no target token", empty.record + 1)));
     }
     let start = Instant::now();
-    let mut chunks: Vec<Vec<&Example>> = Vec::new();
-    let mut rows = SWEEP_ROWS;
-    for example in examples {
-        if rows + example.ids.len() > SWEEP_ROWS {
-            chunks.push(Vec::new());
-            rows = 0;
-        }
-        rows += example.ids.len();
-        if let Some(chunk) = chunks.last_mut() {
-            chunk.push(example);
-        }
-    }
-    let requests: Vec<SweepRequest<'_>> = chunks
-        .iter()
-        .map(|examples| SweepRequest { plan, candidates: &[], examples, base: true, loss: Loss::Nll, budget: u64::MAX })
+    let all: Vec<&Example> = examples.iter().collect();
+    let (base, loss, budget) = (true, Loss::Nll, u64::MAX);
+    let requests: Vec<SweepRequest<'_>> = pieces(decoder, &all, 1, budget)
+        .into_iter()
+        .map(|piece| SweepRequest { plan, candidates: &[], examples: &all[piece], base, loss, budget })
         .collect();
     progress.begin("scoring", requests.iter().map(|r| work_units(decoder, r)).sum());
     let mut sum = 0.0;

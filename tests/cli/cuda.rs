@@ -7,13 +7,18 @@ use serde_json::{Value, json};
 
 /// As tests/ops/everywhere.rs finds it.
 #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
-fn gpu() -> bool {
+pub(crate) fn gpu() -> bool {
     let found = kernels::CUDA_KERNELS.is_some() && devices().is_ok_and(|d| !d.is_empty());
     assert!(found || std::env::var_os("PRUNECTL_TEST_DEVICE").is_none(), "PRUNECTL_TEST_DEVICE is set, and there is no GPU");
     if !found {
         eprintln!("skipped: there is no GPU, or no CUDA kernels in this build");
     }
     found
+}
+
+/// Whether the first GPU is the tests' own.
+pub(crate) fn emulated() -> bool {
+    devices().is_ok_and(|found| found.first().is_some_and(|gpu| gpu.name == EMULATED))
 }
 
 fn records(dir: &Dir, records: u64, tokens: u64) {
@@ -71,7 +76,7 @@ fn scores_do_not_depend_on_memory() {
 
 #[test]
 fn out_of_memory_says_what_would_fit() {
-    if !gpu() || devices().unwrap()[0].name != EMULATED {
+    if !gpu() || !emulated() {
         return;
     }
     let dir = Dir::new();
@@ -127,7 +132,7 @@ fn translate_eval_and_prune_run_on_it() {
 /// The emulated GPU is for tests: nobody gets it who did not ask.
 #[test]
 fn auto_does_not_take_the_emulated_gpu_and_doctor_names_it() {
-    if !gpu() || devices().unwrap()[0].name != EMULATED {
+    if !gpu() || !emulated() {
         return;
     }
     let doctor = |device: &str| Dir::new().prunectl().args(["doctor", "--json", "--device", device]).run().code(0).json();

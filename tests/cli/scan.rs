@@ -37,7 +37,9 @@ fn lasting(dir: &Dir, out: &str) -> Value {
     fn strip(value: &mut Value) {
         match value {
             Value::Object(map) => {
-                map.retain(|key, _| !["seconds", "peak_memory_bytes", "tokens_per_second"].contains(&key.as_str()));
+                map.retain(|key, _| {
+                    !["seconds", "peak_memory_bytes", "tokens_per_second", "energy_joules"].contains(&key.as_str())
+                });
                 map.values_mut().for_each(strip);
             }
             Value::Array(items) => items.iter_mut().for_each(strip),

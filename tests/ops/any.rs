@@ -143,6 +143,13 @@ impl Device for Any {
         }
     }
 
+    fn scratch_dtype(&self) -> Dtype {
+        match self {
+            Self::Cpu(b) => b.scratch_dtype(),
+            Self::Cuda(b, _) => b.scratch_dtype(),
+        }
+    }
+
     fn resize(&self, tensor: &mut Tensor, rows: usize, cols: usize) -> Result<()> {
         match self {
             Self::Cpu(b) => b.resize(tensor.cpu_mut(), rows, cols),
@@ -218,6 +225,13 @@ impl Device for Any {
         match self {
             Self::Cpu(b) => b.peak_memory(),
             Self::Cuda(b, _) => b.peak_memory(),
+        }
+    }
+
+    fn energy_joules(&self) -> Option<f64> {
+        match self {
+            Self::Cpu(b) => b.energy_joules(),
+            Self::Cuda(b, _) => b.energy_joules(),
         }
     }
 }

@@ -157,6 +157,10 @@ impl Device for CpuBackend {
         self.zeros(rows, cols)
     }
 
+    fn scratch_dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
     fn resize(&self, tensor: &mut Tensor, rows: usize, cols: usize) -> Result<()> {
         set_len(&mut tensor.data, rows.saturating_mul(cols), 0.0)?;
         (tensor.rows, tensor.cols) = (rows, cols);
@@ -209,6 +213,10 @@ impl Device for CpuBackend {
     }
 
     fn peak_memory(&self) -> Option<u64> {
+        None
+    }
+
+    fn energy_joules(&self) -> Option<f64> {
         None
     }
 }

@@ -40,7 +40,9 @@ use crate::tensor::{Dtype, HostTensor};
 use driver::{Argument, Buffer, Element, Gpu};
 use indices::Indices;
 use kernels::Kernel;
+use nvml::Meter;
 use rows::Convert;
+use std::sync::OnceLock;
 
 /// How the elements of a tensor or matrix are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +106,7 @@ pub struct CudaBackend {
     gpu: Gpu,
     compute: Storage,
     indices: Indices,
+    meter: OnceLock<Option<Meter>>,
 }
 
 impl CudaBackend {
@@ -122,7 +125,7 @@ impl CudaBackend {
         if kernels::CUDA_KERNELS.is_none() {
             return Err(driver::no_kernels());
         }
-        Ok(Self { gpu: Gpu::open(ordinal)?, compute, indices: Indices::default() })
+        Ok(Self { gpu: Gpu::open(ordinal)?, compute, indices: Indices::default(), meter: OnceLock::new() })
     }
 
     /// The GPU.
@@ -197,6 +200,10 @@ impl Device for CudaBackend {
         self.tensor(rows, cols, self.compute)
     }
 
+    fn scratch_dtype(&self) -> Dtype {
+        self.compute_dtype()
+    }
+
     fn resize(&self, tensor: &mut Tensor, rows: usize, cols: usize) -> Result<()> {
         if elements(rows, cols)?.saturating_mul(tensor.storage.size()) > tensor.data.len() {
             *tensor = self.tensor(rows, cols, tensor.storage)?;
@@ -254,5 +261,9 @@ impl Device for CudaBackend {
 
     fn peak_memory(&self) -> Option<u64> {
         Some(self.gpu.peak_memory())
+    }
+
+    fn energy_joules(&self) -> Option<f64> {
+        self.meter.get_or_init(|| Meter::open(self.gpu.facts())).as_ref()?.energy_joules()
     }
 }

@@ -1,156 +1,209 @@
-//! The sizes: SmolLM2-135M's, in scoring (many rows) and in decoding (few).
+//! Products with weights, and attention: in scoring (many rows) and in decoding (few).
 
-use super::{Case, Limit, What};
-use crate::backend::cpu::{CpuBackend, Matrix, Tensor};
+use super::sizes::Sizes;
+use super::{Backends, Case, Limit, Shape, What};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Argmax, ArgmaxArgs, Attention, AttentionArgs, AttentionPagedArgs, CrossEntropy, CrossEntropyArgs, Device, Heads, KvCache,
-    KvWriteArgs, Linear, LinearArgs, PAGE_TOKENS, PagedRow,
+    ArgmaxArgs, AttentionArgs, AttentionPagedArgs, Backend, CrossEntropyArgs, Device, Heads, KvWriteArgs, LinearArgs,
+    PAGE_TOKENS, PagedRow,
 };
 use crate::tensor::{Dtype, HostTensor, SharedBytes};
 use std::sync::Arc;
 
-pub(super) type Make = Box<dyn FnOnce(Option<usize>) -> Result<Case>>;
-
-pub(super) const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64 };
-pub(super) const HIDDEN: usize = 576;
-pub(super) const VOCAB: usize = 49152;
-/// Weights of a decoding case together: more than caches hold.
-const ROTATED_BYTES: usize = 128 << 20;
+pub(super) type Make<B> = Box<dyn FnOnce(&Backends<B>) -> Result<Case>>;
 
 /// The cases of `what`, made one at a time.
-pub(super) fn all(what: What) -> Vec<Make> {
+pub(super) fn all<B: Backend + 'static>(what: What, shape: Shape) -> Vec<Make<B>> {
+    let sizes = shape.sizes();
     if what == What::Nf4 {
-        return super::nf4::all();
+        return super::nf4::all(sizes);
     }
-    let mut cases: Vec<Make> = Vec::new();
+    let mut cases: Vec<Make<B>> = Vec::new();
     if what != What::Attention {
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            for rows in [1, 16, 128, 4096] {
-                for (inputs, outputs) in [(HIDDEN, 960), (HIDDEN, 3072), (1536, HIDDEN)] {
-                    cases.push(Box::new(move |threads| linear(threads, dtype, rows, inputs, outputs)));
+            for &rows in sizes.rows {
+                for (inputs, outputs) in linears(sizes) {
+                    cases.push(Box::new(move |on| linear(on, sizes, dtype, rows, inputs, outputs)));
                 }
             }
-            cases.push(Box::new(move |threads| cross_entropy(threads, dtype, 512)));
-            cases.push(Box::new(move |threads| argmax(threads, dtype, 1)));
-            cases.push(Box::new(move |threads| argmax(threads, dtype, 16)));
+            cases.push(Box::new(move |on| cross_entropy(on, sizes, dtype)));
+            cases.push(Box::new(move |on| argmax(on, sizes, dtype, 1)));
+            cases.push(Box::new(move |on| argmax(on, sizes, dtype, 16)));
         }
     }
     if what != What::Gemm {
-        cases.push(Box::new(|threads| attention(threads, 32, 128)));
-        cases.push(Box::new(|threads| attention(threads, 4, 1024)));
-        cases.push(Box::new(|threads| attention_paged(threads, 16, 256)));
-        cases.push(Box::new(|threads| attention_paged(threads, 1, 512)));
+        for (sequences, length) in sizes.packed {
+            cases.push(Box::new(move |on| attention(on, sizes, sequences, length)));
+        }
+        for (rows, keys) in sizes.paged {
+            cases.push(Box::new(move |on| attention_paged(on, sizes, rows, keys)));
+        }
     }
     if what == What::Ops {
-        cases.extend(super::rows::all());
+        cases.extend(super::rows::all(sizes));
     }
     cases
+}
+
+/// Columns of x and y of a layer's products: q, k and v; gate and up; down.
+pub(super) fn linears(sizes: Sizes) -> [(usize, usize); 3] {
+    let Sizes { hidden, intermediate, heads, .. } = sizes;
+    [(hidden, heads.qkv_cols()), (hidden, 2 * intermediate), (intermediate, hidden)]
 }
 
 pub(super) fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 8 & 0xffff) as f32 / 65536.0 - 0.5).collect()
 }
 
+/// Numbers made one by one; beyond them they repeat.
+const PATTERN: usize = 1 << 20;
+
 /// bf16 weights, as files hold them.
-pub(super) fn weights(backend: &CpuBackend, rows: usize, cols: usize) -> Result<Matrix> {
-    let bytes: Vec<u8> = values(rows * cols).iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
-    let len = bytes.len();
+pub(super) fn weights<B: Device>(backend: &B, rows: usize, cols: usize) -> Result<B::Matrix> {
+    let len = 2 * rows * cols;
+    let pattern = values(PATTERN.min(rows * cols));
+    let pattern: Vec<u8> = pattern.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+    let bytes: Vec<u8> = pattern.iter().copied().cycle().take(len).collect();
     let bytes = SharedBytes::new(Arc::new(bytes), 0..len).ok_or_else(|| Error::shape("bench", "weight", &[len], &[0]))?;
     let tensor = HostTensor { name: "bench".into(), file: "bench".into(), dtype: Dtype::Bf16, shape: vec![rows, cols], bytes };
     backend.prepare(&[tensor])
 }
 
+/// A tensor as the residual stream is stored.
+pub(super) fn tensor<B: Device>(backend: &B, rows: usize, cols: usize) -> Result<B::Tensor> {
+    backend.upload(rows, cols, &values(rows * cols))
+}
+
+/// A tensor as it is stored within a layer.
+pub(super) fn activations<B: Device>(backend: &B, rows: usize, cols: usize) -> Result<B::Tensor> {
+    let mut scratch = backend.scratch(rows, cols)?;
+    backend.copy(&mut scratch, &tensor(backend, rows, cols)?)?;
+    Ok(scratch)
+}
+
 /// FLOPs where there are rows enough, bytes of weights below.
-fn limit(dtype: Dtype, rows: usize, weights: usize) -> (Limit, f64) {
+fn limit(dtype: Dtype, rows: usize, weights: usize, bytes_each: f64) -> (Limit, f64) {
     match (rows, dtype) {
-        (0..=16, _) => (Limit::ReadBytes, 2.0 * weights as f64),
+        (0..=16, _) => (Limit::MemoryBytes, bytes_each * weights as f64),
         (_, Dtype::Bf16) => (Limit::Bf16Flops, 2.0 * (rows * weights) as f64),
         (_, Dtype::F32 | Dtype::F16) => (Limit::F32Flops, 2.0 * (rows * weights) as f64),
     }
 }
 
-pub(super) fn tensor(backend: &CpuBackend, rows: usize, cols: usize) -> Result<Tensor> {
-    backend.upload(rows, cols, &values(rows * cols))
+/// A product with `weights` numbers of `bytes_each` bytes that `prepare` makes, in as many copies as it takes not to find them in
+/// a cache.
+pub(super) struct Product<'a> {
+    pub(super) what: &'a str,
+    pub(super) dtype: Dtype,
+    pub(super) rows: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) bytes_each: f64,
+    pub(super) rotated_bytes: usize,
 }
 
-fn linear(threads: Option<usize>, dtype: Dtype, rows: usize, inputs: usize, outputs: usize) -> Result<Case> {
-    let backend = CpuBackend::new(dtype, threads)?;
-    let copies = if rows <= 16 { (ROTATED_BYTES / (2 * inputs * outputs)).max(1) } else { 1 };
-    let matrices = (0..copies).map(|_| weights(&backend, outputs, inputs)).collect::<Result<Vec<_>>>()?;
-    let (x, mut y) = (tensor(&backend, rows, inputs)?, backend.zeros(rows, outputs)?);
-    let (limit, work) = limit(dtype, rows, inputs * outputs);
-    let call = Box::new(move || {
-        for weight in &matrices {
-            backend.linear(LinearArgs { y: &mut y, x: &x, weight, bias: None, accumulate: false })?;
-        }
-        Ok(())
-    });
-    let case = format!("{rows} rows, {inputs} -> {outputs}, {copies} in turn");
-    Ok(Case { op: "linear", case, dtype, limit, work: work * copies as f64, call })
+impl Product<'_> {
+    pub(super) fn case<B: Backend + 'static>(self, backend: Arc<B>, prepare: impl Fn(&B) -> Result<B::Matrix>) -> Result<Case> {
+        let Product { what, dtype, rows, inputs, outputs, bytes_each, rotated_bytes } = self;
+        let weights = inputs * outputs;
+        let copies = if rows <= 16 { (rotated_bytes / (2 * weights)).max(1) } else { 1 };
+        let matrices = (0..copies).map(|_| prepare(&backend)).collect::<Result<Vec<_>>>()?;
+        let (x, mut y) = (activations(&*backend, rows, inputs)?, backend.scratch(rows, outputs)?);
+        let (limit, work) = limit(dtype, rows, weights, bytes_each);
+        let call = Box::new(move || {
+            for weight in &matrices {
+                backend.linear(LinearArgs { y: &mut y, x: &x, weight, bias: None, accumulate: false })?;
+            }
+            Ok(())
+        });
+        let case = format!("{what}{rows} rows, {inputs} -> {outputs}, {copies} in turn");
+        Ok(Case { op: "linear", case, dtype, limit, work: work * copies as f64, call })
+    }
 }
 
-fn cross_entropy(threads: Option<usize>, dtype: Dtype, rows: usize) -> Result<Case> {
-    let backend = CpuBackend::new(dtype, threads)?;
-    let (head, x) = (weights(&backend, VOCAB, HIDDEN)?, tensor(&backend, rows, HIDDEN)?);
+fn linear<B: Backend + 'static>(
+    on: &Backends<B>,
+    sizes: Sizes,
+    dtype: Dtype,
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+) -> Result<Case> {
+    let (backend, bytes_each) = (on.of(dtype), on.weight_bytes(dtype));
+    let rotated_bytes = sizes.rotated_bytes;
+    Product { what: "", dtype, rows, inputs, outputs, bytes_each, rotated_bytes }
+        .case(backend, |backend| weights(backend, outputs, inputs))
+}
+
+fn cross_entropy<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, dtype: Dtype) -> Result<Case> {
+    let Sizes { hidden, vocab, targets: rows, .. } = sizes;
+    let backend = on.of(dtype);
+    let (head, x) = (weights(&*backend, vocab, hidden)?, tensor(&*backend, rows, hidden)?);
     let targets = vec![7; rows];
-    let (limit, work) = limit(dtype, rows, VOCAB * HIDDEN);
+    let (limit, work) = limit(dtype, rows, vocab * hidden, on.weight_bytes(dtype));
     let call = Box::new(move || {
         let args = CrossEntropyArgs { x: &x, head: &head, targets: &targets, logit_scale: 1.0, reference: None };
         backend.cross_entropy(args).map(|_| ())
     });
-    Ok(Case { op: "cross_entropy", case: format!("{rows} rows, {HIDDEN} -> {VOCAB}"), dtype, limit, work, call })
+    Ok(Case { op: "cross_entropy", case: format!("{rows} rows, {hidden} -> {vocab}"), dtype, limit, work, call })
 }
 
-fn argmax(threads: Option<usize>, dtype: Dtype, rows: usize) -> Result<Case> {
-    let backend = CpuBackend::new(dtype, threads)?;
-    let (head, x) = (weights(&backend, VOCAB, HIDDEN)?, tensor(&backend, rows, HIDDEN)?);
-    let (limit, work) = limit(dtype, rows, VOCAB * HIDDEN);
+fn argmax<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, dtype: Dtype, rows: usize) -> Result<Case> {
+    let Sizes { hidden, vocab, .. } = sizes;
+    let backend = on.of(dtype);
+    let (head, x) = (weights(&*backend, vocab, hidden)?, tensor(&*backend, rows, hidden)?);
+    let (limit, work) = limit(dtype, rows, vocab * hidden, on.weight_bytes(dtype));
     let call = Box::new(move || backend.argmax(ArgmaxArgs { x: &x, head: &head, logit_scale: 1.0 }).map(|_| ()));
-    Ok(Case { op: "argmax", case: format!("{rows} rows, {HIDDEN} -> {VOCAB}"), dtype, limit, work, call })
+    Ok(Case { op: "argmax", case: format!("{rows} rows, {hidden} -> {vocab}"), dtype, limit, work, call })
 }
 
 /// FLOPs of a row that sees `keys` keys: q k^T and p v.
-fn attention_flops(keys: usize) -> f64 {
-    4.0 * (keys * HEADS.q_cols()) as f64
+fn attention_flops(heads: Heads, keys: usize) -> f64 {
+    4.0 * (keys * heads.q_cols()) as f64
 }
 
-fn attention(threads: Option<usize>, sequences: usize, length: usize) -> Result<Case> {
-    let backend = CpuBackend::new(Dtype::F32, threads)?;
+fn scale(heads: Heads) -> f32 {
+    1.0 / (heads.head_dim as f32).sqrt()
+}
+
+fn attention<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, sequences: usize, length: usize) -> Result<Case> {
+    let Sizes { heads, .. } = sizes;
+    let dtype = on.activations();
+    let backend = on.of(dtype);
     let rows = sequences * length;
-    let (qkv, mut y) = (tensor(&backend, rows, HEADS.qkv_cols())?, backend.zeros(rows, HEADS.q_cols())?);
+    let (qkv, mut y) = (activations(&*backend, rows, heads.qkv_cols())?, backend.scratch(rows, heads.q_cols())?);
     let starts = (0..=sequences)
         .map(|s| u32::try_from(s * length).map_err(|_| Error::request("too many rows for a bench")))
         .collect::<Result<Vec<u32>>>()?;
-    let work = (1..=length).map(attention_flops).sum::<f64>() * sequences as f64;
-    let call =
-        Box::new(move || backend.attention(AttentionArgs { y: &mut y, qkv: &qkv, heads: HEADS, starts: &starts, scale: 0.125 }));
-    let case = format!("{sequences} sequences of {length}");
-    Ok(Case { op: "attention", case, dtype: Dtype::F32, limit: Limit::F32Flops, work, call })
+    let work = (1..=length).map(|keys| attention_flops(heads, keys)).sum::<f64>() * sequences as f64;
+    let limit = if dtype == Dtype::Bf16 { Limit::Bf16Flops } else { Limit::F32Flops };
+    let scale = scale(heads);
+    let call = Box::new(move || backend.attention(AttentionArgs { y: &mut y, qkv: &qkv, heads, starts: &starts, scale }));
+    Ok(Case { op: "attention", case: format!("{sequences} sequences of {length}"), dtype, limit, work, call })
 }
 
-fn attention_paged(threads: Option<usize>, rows: usize, keys: u32) -> Result<Case> {
-    let backend = CpuBackend::new(Dtype::F32, threads)?;
+fn attention_paged<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, rows: usize, keys: u32) -> Result<Case> {
+    let Sizes { heads, .. } = sizes;
+    let dtype = on.activations();
+    let backend = on.of(dtype);
     let pages_each = keys.div_ceil(16);
     let count = u32::try_from(rows).map_err(|_| Error::request("too many rows for a bench"))?;
-    let mut pages = backend.kv_pages(rows * pages_each as usize, HEADS)?;
+    let mut pages = backend.kv_pages(rows * pages_each as usize, heads)?;
     let slots: Vec<u32> = (0..count * pages_each * 16).collect();
-    let kv = tensor(&backend, slots.len(), HEADS.qkv_cols())?;
-    backend.kv_write(KvWriteArgs { pages: &mut pages, qkv: &kv, heads: HEADS, slots: &slots })?;
-    let (qkv, mut y) = (tensor(&backend, rows, HEADS.qkv_cols())?, backend.zeros(rows, HEADS.q_cols())?);
+    let kv = activations(&*backend, slots.len(), heads.qkv_cols())?;
+    backend.kv_write(KvWriteArgs { pages: &mut pages, qkv: &kv, heads, slots: &slots })?;
+    let (qkv, mut y) = (activations(&*backend, rows, heads.qkv_cols())?, backend.scratch(rows, heads.q_cols())?);
     let ids: Vec<Vec<u32>> = (0..count).map(|r| (r * pages_each..(r + 1) * pages_each).collect()).collect();
-    let work = rows as f64 * attention_flops(keys as usize);
+    // A CPU finds these keys and values in its caches; a GPU, which keeps them in bf16, reads them.
+    let (limit, work) = match dtype {
+        Dtype::F32 | Dtype::F16 => (Limit::F32Flops, rows as f64 * attention_flops(heads, keys as usize)),
+        Dtype::Bf16 => (Limit::MemoryBytes, (rows * keys as usize * 2 * heads.kv_cols() * dtype.size()) as f64),
+    };
+    let scale = scale(heads);
     let call = Box::new(move || {
         let rows: Vec<PagedRow<'_>> = ids.iter().map(|pages| PagedRow { pages, len: keys }).collect();
-        backend.attention_paged(AttentionPagedArgs {
-            y: &mut y,
-            qkv: &qkv,
-            heads: HEADS,
-            pages: &pages,
-            rows: &rows,
-            scale: 0.125,
-        })
+        backend.attention_paged(AttentionPagedArgs { y: &mut y, qkv: &qkv, heads, pages: &pages, rows: &rows, scale })
     });
     let case = format!("{rows} rows, {keys} keys, pages of {PAGE_TOKENS}");
-    Ok(Case { op: "attention_paged", case, dtype: Dtype::F32, limit: Limit::F32Flops, work, call })
+    Ok(Case { op: "attention_paged", case, dtype, limit, work, call })
 }

@@ -2,17 +2,26 @@
 //! hundredths of a second each, so that a machine whose speed changes changes both; the share is the median of the ratios.
 
 mod cases;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod nf4;
 mod rows;
+pub mod scan;
+mod sizes;
+mod yardstick;
 
-use crate::backend::cpu::peak::ReadBuffer;
-use crate::backend::cpu::{CpuBackend, Isa};
+pub use sizes::Shape;
+
+use crate::backend::cpu::CpuBackend;
 use crate::error::Result;
-use crate::ops::Device;
+use crate::ops::{Backend, Device};
 use crate::progress::Progress;
 use crate::tensor::Dtype;
+use cases::Make;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
+use yardstick::{CpuYardstick, Yardstick};
 
 /// Which ops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +41,11 @@ pub enum What {
 pub struct Request {
     /// Which ops.
     pub what: What,
-    /// Threads; none: all.
+    /// At the sizes of which model.
+    pub shape: Shape,
+    /// Number of the GPU; `None` for the CPU.
+    pub gpu: Option<usize>,
+    /// Threads of the CPU backend; none: all.
     pub threads: Option<usize>,
     /// Pairs of measurements an op.
     pub repeats: usize,
@@ -46,8 +59,8 @@ pub enum Limit {
     F32Flops,
     /// bf16 products.
     Bf16Flops,
-    /// Bytes read from memory.
-    ReadBytes,
+    /// Bytes to and from memory.
+    MemoryBytes,
 }
 
 /// One op at one size.
@@ -76,16 +89,26 @@ pub struct Row {
 pub struct Report {
     /// As `--device` takes it.
     pub device: String,
-    /// Instruction set.
-    pub isa: &'static str,
-    /// Threads.
-    pub threads: usize,
-    /// f32 FLOP/s of all threads, median, in 10^9.
+    /// The model whose sizes these are.
+    pub shape: Shape,
+    /// What the ceilings are.
+    pub ceilings: &'static str,
+    /// f32 FLOP/s, median, in 10^9.
     pub f32_gflops: f64,
-    /// bf16 FLOP/s of all threads, median, in 10^9.
+    /// bf16 FLOP/s, median, in 10^9.
     pub bf16_gflops: f64,
-    /// Bytes a second read by all threads, median, in 10^9.
-    pub read_gbytes: f64,
+    /// Bytes a second, median, in 10^9.
+    pub memory_gbytes: f64,
+    /// Instruction set of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isa: Option<&'static str>,
+    /// Threads of a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// The GPU.
+    #[cfg(feature = "cuda")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<cuda::Gpu>,
     /// The ops.
     pub rows: Vec<Row>,
 }
@@ -106,28 +129,57 @@ pub struct Case {
     pub call: Box<dyn FnMut() -> Result<()>>,
 }
 
-/// The ops of `what` at their sizes, each made when it is asked for.
-pub fn cases(what: What, threads: Option<usize>) -> impl ExactSizeIterator<Item = Result<Case>> {
-    cases::all(what).into_iter().map(move |make| make(threads))
+/// A device in both arithmetics.
+pub(crate) struct Backends<B> {
+    f32: Arc<B>,
+    bf16: Arc<B>,
+    /// Bytes of a weight that the file holds in bf16, by the arithmetic.
+    weight_bytes: fn(Dtype) -> usize,
 }
 
-struct Ceilings<'a> {
-    backend: &'a CpuBackend,
-    memory: ReadBuffer,
-    seen: [Vec<f64>; 3],
-}
-
-impl Ceilings<'_> {
-    /// Work a second, now.
-    fn measure(&mut self, limit: Limit) -> f64 {
-        let (index, rate) = match limit {
-            Limit::F32Flops => (0, self.backend.peak_f32()),
-            Limit::Bf16Flops => (1, self.backend.peak_bf16()),
-            Limit::ReadBytes => (2, self.backend.peak_read(&self.memory)),
-        };
-        self.seen[index].push(rate);
-        rate
+impl<B: Device> Backends<B> {
+    fn open(open: impl Fn(Dtype) -> Result<B>, weight_bytes: fn(Dtype) -> usize) -> Result<Self> {
+        Ok(Self { f32: Arc::new(open(Dtype::F32)?), bf16: Arc::new(open(Dtype::Bf16)?), weight_bytes })
     }
+
+    fn weight_bytes(&self, dtype: Dtype) -> f64 {
+        (self.weight_bytes)(dtype) as f64
+    }
+
+    fn of(&self, dtype: Dtype) -> Arc<B> {
+        match dtype {
+            Dtype::F32 | Dtype::F16 => self.f32.clone(),
+            Dtype::Bf16 => self.bf16.clone(),
+        }
+    }
+
+    /// The arithmetic in which ops that multiply no weights are measured: f32, unless activations are stored in bf16.
+    fn activations(&self) -> Dtype {
+        self.bf16.scratch_dtype()
+    }
+}
+
+/// The ops of `what` at a shape's sizes on the CPU, each made when it is asked for.
+///
+/// # Errors
+/// [`Error::Device`](crate::Error::Device) without threads.
+pub fn cpu_cases(what: What, shape: Shape, threads: Option<usize>) -> Result<impl ExactSizeIterator<Item = Result<Case>>> {
+    let backends = on_cpu(threads)?;
+    Ok(with_optimiser(what, shape).into_iter().map(move |make| make(&backends)))
+}
+
+/// The CPU keeps bf16 weights in two bytes in either arithmetic.
+fn on_cpu(threads: Option<usize>) -> Result<Backends<CpuBackend>> {
+    Backends::open(|dtype| CpuBackend::new(dtype, threads), |_| Dtype::Bf16.size())
+}
+
+/// Ops of models and of the optimiser.
+fn with_optimiser<B: Backend + crate::ops::Adamw + 'static>(what: What, shape: Shape) -> Vec<Make<B>> {
+    let mut makes = cases::all(what, shape);
+    if what == What::Ops {
+        makes.extend(rows::optimiser(shape));
+    }
+    makes
 }
 
 /// Measures.
@@ -135,42 +187,90 @@ impl Ceilings<'_> {
 /// # Errors
 /// [`Error::Device`](crate::Error::Device) without threads or memory; [`Error::Interrupted`](crate::Error::Interrupted).
 pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report> {
-    let isa = Isa::detect();
-    let backend = CpuBackend::new(Dtype::F32, request.threads)?;
-    let mut ceilings = Ceilings { backend: &backend, memory: ReadBuffer::new(192 << 20), seen: Default::default() };
-    for limit in [Limit::F32Flops, Limit::Bf16Flops, Limit::ReadBytes] {
-        for _ in 0..request.repeats {
-            ceilings.measure(limit);
+    #[cfg(feature = "cuda")]
+    if let Some(ordinal) = request.gpu {
+        return cuda::run(request, ordinal, progress);
+    }
+    let backends = on_cpu(request.threads)?;
+    let mut yardstick = CpuYardstick::new(backends.f32.clone());
+    let measured = measure_all(request, with_optimiser(request.what, request.shape), &backends, &mut yardstick, progress)?;
+    Ok(Report {
+        isa: Some(backends.f32.isa().name()),
+        threads: Some(backends.f32.threads()),
+        ..measured.report(request, backends.f32.name(), yardstick.name())
+    })
+}
+
+/// Rates seen, by limit, and the ops.
+struct Measured {
+    ceilings: [Vec<f64>; 3],
+    rows: Vec<Row>,
+}
+
+impl Measured {
+    fn report(self, request: &Request, device: String, ceilings: &'static str) -> Report {
+        let [f32_gflops, bf16_gflops, memory_gbytes] = self.ceilings.map(|rates| median(rates) / 1e9);
+        Report {
+            device,
+            shape: request.shape,
+            ceilings,
+            f32_gflops,
+            bf16_gflops,
+            memory_gbytes,
+            isa: None,
+            threads: None,
+            #[cfg(feature = "cuda")]
+            gpu: None,
+            rows: self.rows,
         }
     }
-    let cases = cases(request.what, request.threads);
-    progress.begin("bench", cases.len() as u64);
-    let mut rows = Vec::new();
-    for case in cases {
+
+    /// Work a second that the machine can do, now.
+    fn ceiling(&mut self, yardstick: &mut dyn Yardstick, limit: Limit) -> Result<f64> {
+        let index = match limit {
+            Limit::F32Flops => 0,
+            Limit::Bf16Flops => 1,
+            Limit::MemoryBytes => 2,
+        };
+        let rate = yardstick.rate(limit)?;
+        self.ceilings[index].push(rate);
+        Ok(rate)
+    }
+}
+
+fn measure_all<B: Device>(
+    request: &Request,
+    makes: Vec<Make<B>>,
+    backends: &Backends<B>,
+    yardstick: &mut dyn Yardstick,
+    progress: &dyn Progress,
+) -> Result<Measured> {
+    let mut measured = Measured { ceilings: Default::default(), rows: Vec::new() };
+    for limit in [Limit::F32Flops, Limit::Bf16Flops, Limit::MemoryBytes] {
+        for _ in 0..request.repeats {
+            measured.ceiling(yardstick, limit)?;
+        }
+    }
+    progress.begin("bench", makes.len() as u64);
+    for make in makes {
         progress.check("nothing is written by a bench")?;
-        rows.push(measure(case?, request.repeats, &mut ceilings)?);
+        let row = measure(make(backends)?, request.repeats, yardstick, &mut measured)?;
+        measured.rows.push(row);
         progress.advance(1);
     }
     progress.end();
-    let [f32_gflops, bf16_gflops, read_gbytes] = ceilings.seen.map(|rates| median(rates) / 1e9);
-    Ok(Report { device: backend.name(), isa: isa.name(), threads: backend.threads(), f32_gflops, bf16_gflops, read_gbytes, rows })
+    Ok(measured)
 }
 
-fn measure(mut case: Case, repeats: usize, ceilings: &mut Ceilings<'_>) -> Result<Row> {
+fn measure(mut case: Case, repeats: usize, yardstick: &mut dyn Yardstick, measured: &mut Measured) -> Result<Row> {
     // The first call packs weights and touches memory.
     (case.call)()?;
-    let start = Instant::now();
-    (case.call)()?;
-    let calls = (0.015 / start.elapsed().as_secs_f64().max(1e-7)).clamp(1.0, 10_000.0);
-    let calls = Duration::from_secs_f64(calls).as_secs();
+    let once = yardstick.seconds(case.dtype, 1, &mut case.call)?;
+    let calls = Duration::from_secs_f64((0.015 / once.max(1e-7)).clamp(1.0, 10_000.0)).as_secs();
     let (mut times, mut shares) = (Vec::new(), Vec::new());
     for _ in 0..repeats {
-        let ceiling = ceilings.measure(case.limit);
-        let start = Instant::now();
-        for _ in 0..calls {
-            (case.call)()?;
-        }
-        let seconds = start.elapsed().as_secs_f64() / calls as f64;
+        let ceiling = measured.ceiling(yardstick, case.limit)?;
+        let seconds = yardstick.seconds(case.dtype, calls, &mut case.call)?;
         times.push(seconds);
         shares.push(case.work / seconds / ceiling);
     }

@@ -1,101 +1,127 @@
 //! Ops that move memory: rows, columns, heads, caches. What counts is bytes, read and written, of data that may fit in a
 //! cache: a share above one says that it did.
 
-use super::cases::{HEADS, HIDDEN, Make, VOCAB, tensor, weights};
-use super::{Case, Limit};
-use crate::backend::cpu::{CpuBackend, Tensor};
+use super::cases::{Make, activations, tensor, weights};
+use super::sizes::Sizes;
+use super::{Backends, Case, Limit, Shape};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Adamw, AdamwArgs, AdamwStep, AddColsArgs, BlockInfluence, BlockInfluenceArgs, Cols, Device, Embedding, EmbeddingArgs,
-    GatherRowsArgs, HeadNormArgs, KvCache, KvWriteArgs, LayerNorm, LayerNormArgs, PAGE_TOKENS, RmsNorm, RmsNormArgs, Rope,
-    RopeArgs, Rows, ScatterRowsArgs, Swiglu, SwigluArgs, TakeColsArgs,
+    Adamw, AdamwArgs, AdamwStep, AddColsArgs, Backend, BlockInfluenceArgs, Device, EmbeddingArgs, GatherRowsArgs, HeadNormArgs,
+    KvWriteArgs, LayerNormArgs, PAGE_TOKENS, RmsNormArgs, RopeArgs, ScatterRowsArgs, SwigluArgs, TakeColsArgs,
 };
 use crate::tensor::Dtype;
+use std::sync::Arc;
 
-/// Rows of a batch that is scored.
-const ROWS: usize = 4096;
-const INTERMEDIATE: usize = 1536;
-
-/// All of them.
-pub(super) fn all() -> Vec<Make> {
+/// Ops of a model.
+pub(super) fn all<B: Backend + 'static>(sizes: Sizes) -> Vec<Make<B>> {
+    let make = |case: fn(&Rows<B>) -> Result<Case>| -> Make<B> { Box::new(move |on| case(&Rows::new(on, sizes))) };
     vec![
-        Box::new(|threads| rms_norm(threads, ROWS)),
-        Box::new(|threads| rms_norm(threads, 1)),
-        Box::new(layer_norm),
-        Box::new(head_norm),
-        Box::new(rope),
-        Box::new(swiglu),
-        Box::new(embedding),
-        Box::new(gather_rows),
-        Box::new(scatter_rows),
-        Box::new(add_cols),
-        Box::new(take_cols),
-        Box::new(|threads| kv_write(threads, ROWS)),
-        Box::new(|threads| kv_write(threads, 16)),
-        Box::new(block_influence),
-        Box::new(adamw),
-        Box::new(squared_norm),
+        make(|on| rms_norm(on, on.sizes.batch)),
+        make(|on| rms_norm(on, 1)),
+        make(layer_norm),
+        make(head_norm),
+        make(rope),
+        make(swiglu),
+        make(embedding),
+        make(gather_rows),
+        make(scatter_rows),
+        make(add_cols),
+        make(take_cols),
+        make(|on| kv_write(on, on.sizes.batch, 1)),
+        make(|on| kv_write(on, 16, PAGE_TOKENS)),
+        make(block_influence),
     ]
 }
 
-/// A case of `bytes_each` bytes, read or written, for each of `elements`.
-fn case(op: &'static str, what: String, elements: usize, bytes_each: f64, call: Box<dyn FnMut() -> Result<()>>) -> Result<Case> {
-    Ok(Case { op, case: what, dtype: Dtype::F32, limit: Limit::ReadBytes, work: bytes_each * elements as f64, call })
+/// Ops of the optimiser.
+pub(super) fn optimiser<B: Backend + Adamw + 'static>(shape: Shape) -> Vec<Make<B>> {
+    let sizes = shape.sizes();
+    vec![Box::new(move |on| adamw(&Rows::new(on, sizes))), Box::new(move |on| squared_norm(&Rows::new(on, sizes)))]
 }
 
-fn backend(threads: Option<usize>) -> Result<CpuBackend> {
-    CpuBackend::new(Dtype::F32, threads)
+/// The backend whose activations are stored as in a model, and the sizes.
+struct Rows<B> {
+    backend: Arc<B>,
+    dtype: Dtype,
+    sizes: Sizes,
+}
+
+impl<B: Device> Rows<B> {
+    fn new(on: &Backends<B>, sizes: Sizes) -> Self {
+        let dtype = on.activations();
+        Self { backend: on.of(dtype), dtype, sizes }
+    }
+
+    /// Bytes of an element within a layer. The residual stream has 4.
+    fn within(&self) -> f64 {
+        self.backend.scratch_dtype().size() as f64
+    }
+
+    /// A case of `bytes_each` bytes, read or written, for each of `elements`.
+    fn case(
+        &self,
+        op: &'static str,
+        case: String,
+        elements: usize,
+        bytes_each: f64,
+        call: impl FnMut() -> Result<()> + 'static,
+    ) -> Result<Case> {
+        let (dtype, limit, work) = (self.dtype, Limit::MemoryBytes, bytes_each * elements as f64);
+        Ok(Case { op, case, dtype, limit, work, call: Box::new(call) })
+    }
 }
 
 fn count(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::request("too many rows for a bench"))
 }
 
-fn rms_norm(threads: Option<usize>, rows: usize) -> Result<Case> {
-    let backend = backend(threads)?;
-    let (x, weight) = (tensor(&backend, rows, HIDDEN)?, tensor(&backend, 1, HIDDEN)?);
-    let mut y = backend.zeros(rows, HIDDEN)?;
-    let call = Box::new(move || backend.rms_norm(RmsNormArgs { y: &mut y, x: &x, weight: &weight, eps: 1e-5 }));
-    case("rms_norm", format!("{rows} x {HIDDEN}"), rows * HIDDEN, 8.0, call)
+fn rms_norm<B: Backend + 'static>(on: &Rows<B>, rows: usize) -> Result<Case> {
+    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
+    let (x, weight) = (tensor(&*backend, rows, hidden)?, tensor(&*backend, 1, hidden)?);
+    let mut y = backend.scratch(rows, hidden)?;
+    let call = move || backend.rms_norm(RmsNormArgs { y: &mut y, x: &x, weight: &weight, eps: 1e-5 });
+    on.case("rms_norm", format!("{rows} x {hidden}"), rows * hidden, 4.0 + on.within(), call)
 }
 
-fn layer_norm(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let (x, weight) = (tensor(&backend, ROWS, HIDDEN)?, tensor(&backend, 1, HIDDEN)?);
-    let mut y = backend.zeros(ROWS, HIDDEN)?;
-    let call = Box::new(move || backend.layer_norm(LayerNormArgs { y: &mut y, x: &x, weight: &weight, eps: 1e-5 }));
-    case("layer_norm", format!("{ROWS} x {HIDDEN}"), ROWS * HIDDEN, 8.0, call)
+fn layer_norm<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { hidden, batch, .. }) = (on.backend.clone(), on.sizes);
+    let (x, weight) = (tensor(&*backend, batch, hidden)?, tensor(&*backend, 1, hidden)?);
+    let mut y = backend.scratch(batch, hidden)?;
+    let call = move || backend.layer_norm(LayerNormArgs { y: &mut y, x: &x, weight: &weight, eps: 1e-5 });
+    on.case("layer_norm", format!("{batch} x {hidden}"), batch * hidden, 4.0 + on.within(), call)
 }
 
-fn head_norm(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let mut x = tensor(&backend, ROWS, HEADS.qkv_cols())?;
-    let weight = tensor(&backend, HEADS.heads, HEADS.head_dim)?;
-    let call = Box::new(move || backend.head_norm(HeadNormArgs { x: &mut x, weight: &weight, first_col: 0, eps: 1e-5 }));
-    case("head_norm", format!("{ROWS} x {} heads of {}", HEADS.heads, HEADS.head_dim), ROWS * HEADS.q_cols(), 8.0, call)
+fn head_norm<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { heads, batch, .. }) = (on.backend.clone(), on.sizes);
+    let mut x = activations(&*backend, batch, heads.qkv_cols())?;
+    let weight = tensor(&*backend, heads.heads, heads.head_dim)?;
+    let call = move || backend.head_norm(HeadNormArgs { x: &mut x, weight: &weight, first_col: 0, eps: 1e-5 });
+    let case = format!("{batch} x {} heads of {}", heads.heads, heads.head_dim);
+    on.case("head_norm", case, batch * heads.q_cols(), 2.0 * on.within(), call)
 }
 
-fn rope(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let (half, heads, length) = (HEADS.head_dim / 2, HEADS.heads + HEADS.kv_heads, 128);
+fn rope<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { heads: cut, batch, .. }) = (on.backend.clone(), on.sizes);
+    let (half, heads, length) = (cut.head_dim / 2, cut.heads + cut.kv_heads, 128);
     // Rotations: values stay as large as they are, however often it runs.
-    let angles: Vec<f32> = (0_u16..128).flat_map(|t| (0_u16..32).map(move |i| f32::from(t) / f32::from(i + 1))).collect();
+    let angles: Vec<f32> = (0..length).flat_map(|t| (0..half).map(move |i| t as f32 / (i + 1) as f32)).collect();
     let cos = backend.upload(length, half, &angles.iter().map(|a| a.cos()).collect::<Vec<_>>())?;
     let sin = backend.upload(length, half, &angles.iter().map(|a| a.sin()).collect::<Vec<_>>())?;
-    let mut x = tensor(&backend, ROWS, HEADS.qkv_cols())?;
-    let positions: Vec<u32> = (0..ROWS).map(|row| count(row % length)).collect::<Result<_>>()?;
-    let call = Box::new(move || {
+    let mut x = activations(&*backend, batch, cut.qkv_cols())?;
+    let positions: Vec<u32> = (0..batch).map(|row| count(row % length)).collect::<Result<_>>()?;
+    let call = move || {
         let (cos, sin, positions) = (&cos, &sin, positions.as_slice());
         backend.rope(RopeArgs { x: &mut x, heads, cos, sin, positions, interleaved: false })
-    });
-    case("rope", format!("{ROWS} x {heads} heads of {}", HEADS.head_dim), ROWS * heads * HEADS.head_dim, 8.0, call)
+    };
+    let case = format!("{batch} x {heads} heads of {}", cut.head_dim);
+    on.case("rope", case, batch * heads * cut.head_dim, 2.0 * on.within(), call)
 }
 
-fn swiglu(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let (gate_up, mut y) = (tensor(&backend, ROWS, 2 * INTERMEDIATE)?, backend.zeros(ROWS, INTERMEDIATE)?);
-    let call = Box::new(move || backend.swiglu(SwigluArgs { y: &mut y, gate_up: &gate_up }));
-    case("swiglu", format!("{ROWS} x {INTERMEDIATE}"), ROWS * INTERMEDIATE, 12.0, call)
+fn swiglu<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { intermediate, batch, .. }) = (on.backend.clone(), on.sizes);
+    let (gate_up, mut y) = (activations(&*backend, batch, 2 * intermediate)?, backend.scratch(batch, intermediate)?);
+    let call = move || backend.swiglu(SwigluArgs { y: &mut y, gate_up: &gate_up });
+    on.case("swiglu", format!("{batch} x {intermediate}"), batch * intermediate, 3.0 * on.within(), call)
 }
 
 /// Row numbers below `rows`, all different, far from each other.
@@ -104,86 +130,88 @@ fn scattered(rows: usize) -> Result<Vec<u32>> {
     (0..rows).map(|i| count(i * 1657 % rows)).collect()
 }
 
-fn embedding(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let table = weights(&backend, VOCAB, HIDDEN)?;
-    let mut ids = scattered(VOCAB)?;
-    ids.truncate(ROWS);
-    let mut y = backend.zeros(ROWS, HIDDEN)?;
-    let call = Box::new(move || backend.embedding(EmbeddingArgs { y: &mut y, table: &table, ids: &ids }));
-    case("embedding", format!("{ROWS} of {VOCAB} x {HIDDEN}"), ROWS * HIDDEN, 6.0, call)
+fn embedding<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { vocab, hidden, batch, .. }) = (on.backend.clone(), on.sizes);
+    let table = weights(&*backend, vocab, hidden)?;
+    let mut ids = scattered(vocab)?;
+    ids.truncate(batch);
+    let mut y = backend.zeros(ids.len(), hidden)?;
+    let elements = ids.len() * hidden;
+    let case = format!("{} of {vocab} x {hidden}", ids.len());
+    let call = move || backend.embedding(EmbeddingArgs { y: &mut y, table: &table, ids: &ids });
+    on.case("embedding", case, elements, 6.0, call)
 }
 
 /// Half of a batch's rows, as when half of them are targets.
-fn picked() -> Result<Vec<u32>> {
-    let mut rows = scattered(ROWS)?;
-    rows.truncate(ROWS / 2);
+fn picked(sizes: Sizes) -> Result<Vec<u32>> {
+    let mut rows = scattered(sizes.batch)?;
+    rows.truncate(sizes.batch / 2);
     Ok(rows)
 }
 
-fn gather_rows(threads: Option<usize>) -> Result<Case> {
-    let (backend, rows) = (backend(threads)?, picked()?);
-    let (x, mut y) = (tensor(&backend, ROWS, HIDDEN)?, backend.zeros(rows.len(), HIDDEN)?);
-    let elements = rows.len() * HIDDEN;
-    let call = Box::new(move || backend.gather_rows(GatherRowsArgs { y: &mut y, x: &x, rows: &rows }));
-    case("gather_rows", format!("{} of {ROWS} x {HIDDEN}", ROWS / 2), elements, 8.0, call)
+fn gather_rows<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, rows, Sizes { hidden, batch, .. }) = (on.backend.clone(), picked(on.sizes)?, on.sizes);
+    let (x, mut y) = (tensor(&*backend, batch, hidden)?, backend.zeros(rows.len(), hidden)?);
+    let (case, elements) = (format!("{} of {batch} x {hidden}", rows.len()), rows.len() * hidden);
+    let call = move || backend.gather_rows(GatherRowsArgs { y: &mut y, x: &x, rows: &rows });
+    on.case("gather_rows", case, elements, 8.0, call)
 }
 
-fn scatter_rows(threads: Option<usize>) -> Result<Case> {
-    let (backend, rows) = (backend(threads)?, picked()?);
-    let (x, mut y) = (tensor(&backend, rows.len(), HIDDEN)?, backend.zeros(ROWS, HIDDEN)?);
-    let elements = rows.len() * HIDDEN;
-    let call = Box::new(move || backend.scatter_rows(ScatterRowsArgs { y: &mut y, x: &x, rows: &rows }));
-    case("scatter_rows", format!("{} of {ROWS} x {HIDDEN}", ROWS / 2), elements, 8.0, call)
+fn scatter_rows<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, rows, Sizes { hidden, batch, .. }) = (on.backend.clone(), picked(on.sizes)?, on.sizes);
+    let (x, mut y) = (tensor(&*backend, rows.len(), hidden)?, backend.zeros(batch, hidden)?);
+    let (case, elements) = (format!("{} of {batch} x {hidden}", rows.len()), rows.len() * hidden);
+    let call = move || backend.scatter_rows(ScatterRowsArgs { y: &mut y, x: &x, rows: &rows });
+    on.case("scatter_rows", case, elements, 8.0, call)
 }
 
-fn add_cols(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let (x, mut y) = (tensor(&backend, ROWS, HEADS.kv_cols())?, backend.zeros(ROWS, HEADS.qkv_cols())?);
-    let call = Box::new(move || backend.add_cols(AddColsArgs { y: &mut y, x: &x, first_col: HEADS.q_cols(), scale: 0.5 }));
-    case("add_cols", format!("{ROWS} x {}", HEADS.kv_cols()), ROWS * HEADS.kv_cols(), 12.0, call)
+fn add_cols<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { heads, batch, .. }) = (on.backend.clone(), on.sizes);
+    let (x, mut y) = (activations(&*backend, batch, heads.kv_cols())?, activations(&*backend, batch, heads.qkv_cols())?);
+    let call = move || backend.add_cols(AddColsArgs { y: &mut y, x: &x, first_col: heads.q_cols(), scale: 0.5 });
+    on.case("add_cols", format!("{batch} x {}", heads.kv_cols()), batch * heads.kv_cols(), 3.0 * on.within(), call)
 }
 
-fn take_cols(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let (x, mut y) = (tensor(&backend, ROWS, HEADS.qkv_cols())?, backend.zeros(ROWS, HEADS.kv_cols())?);
-    let call = Box::new(move || backend.take_cols(TakeColsArgs { y: &mut y, x: &x, first_col: HEADS.q_cols() }));
-    case("take_cols", format!("{ROWS} x {}", HEADS.kv_cols()), ROWS * HEADS.kv_cols(), 8.0, call)
+fn take_cols<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { heads, batch, .. }) = (on.backend.clone(), on.sizes);
+    let (x, mut y) = (activations(&*backend, batch, heads.qkv_cols())?, backend.scratch(batch, heads.kv_cols())?);
+    let call = move || backend.take_cols(TakeColsArgs { y: &mut y, x: &x, first_col: heads.q_cols() });
+    on.case("take_cols", format!("{batch} x {}", heads.kv_cols()), batch * heads.kv_cols(), 2.0 * on.within(), call)
 }
 
-fn kv_write(threads: Option<usize>, rows: usize) -> Result<Case> {
-    let backend = backend(threads)?;
-    // Few rows are those of a decoding step: one a sequence, each in a page of its own.
-    let stride = if rows == ROWS { 1 } else { PAGE_TOKENS };
-    let mut pages = backend.kv_pages((rows * stride).div_ceil(PAGE_TOKENS), HEADS)?;
+/// Rows `stride` tokens apart: with that of a page they are those of a decoding step, one a sequence.
+fn kv_write<B: Backend + 'static>(on: &Rows<B>, rows: usize, stride: usize) -> Result<Case> {
+    let (backend, Sizes { heads, .. }) = (on.backend.clone(), on.sizes);
+    let mut pages = backend.kv_pages((rows * stride).div_ceil(PAGE_TOKENS), heads)?;
     let slots: Vec<u32> = (0..rows).map(|row| count(row * stride)).collect::<Result<_>>()?;
-    let qkv = tensor(&backend, rows, HEADS.qkv_cols())?;
-    let call = Box::new(move || backend.kv_write(KvWriteArgs { pages: &mut pages, qkv: &qkv, heads: HEADS, slots: &slots }));
-    case("kv_write", format!("{rows} x {}", 2 * HEADS.kv_cols()), rows * 2 * HEADS.kv_cols(), 8.0, call)
+    let qkv = activations(&*backend, rows, heads.qkv_cols())?;
+    let call = move || backend.kv_write(KvWriteArgs { pages: &mut pages, qkv: &qkv, heads, slots: &slots });
+    let cols = 2 * heads.kv_cols();
+    on.case("kv_write", format!("{rows} x {cols}"), rows * cols, 2.0 * on.within(), call)
 }
 
-fn block_influence(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let (before, after) = (tensor(&backend, ROWS, HIDDEN)?, tensor(&backend, ROWS, HIDDEN)?);
-    let call = Box::new(move || backend.block_influence(BlockInfluenceArgs { before: &before, after: &after }).map(|_| ()));
-    case("block_influence", format!("{ROWS} x {HIDDEN}"), ROWS * HIDDEN, 8.0, call)
+fn block_influence<B: Backend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { hidden, batch, .. }) = (on.backend.clone(), on.sizes);
+    let (before, after) = (tensor(&*backend, batch, hidden)?, tensor(&*backend, batch, hidden)?);
+    let call = move || backend.block_influence(BlockInfluenceArgs { before: &before, after: &after }).map(|_| ());
+    on.case("block_influence", format!("{batch} x {hidden}"), batch * hidden, 8.0, call)
 }
 
-fn adamw(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
+fn adamw<B: Backend + Adamw + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { intermediate, hidden, .. }) = (on.backend.clone(), on.sizes);
     let step = AdamwStep { step: 10, lr: 1e-5, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, grad_scale: 1.0 };
-    let matrix = || tensor(&backend, 2 * INTERMEDIATE, HIDDEN);
-    let (mut value, grad, mut first): (Tensor, Tensor, Tensor) = (matrix()?, matrix()?, matrix()?);
-    let mut second = backend.zeros(2 * INTERMEDIATE, HIDDEN)?;
-    let call = Box::new(move || {
-        backend.adamw(AdamwArgs { value: &mut value, grad: &grad, first: &mut first, second: &mut second, step })
-    });
-    case("adamw", format!("{} x {HIDDEN}", 2 * INTERMEDIATE), 2 * INTERMEDIATE * HIDDEN, 28.0, call)
+    let rows = 2 * intermediate;
+    let matrix = || tensor(&*backend, rows, hidden);
+    let (mut value, grad, mut first) = (matrix()?, matrix()?, matrix()?);
+    let mut second = backend.zeros(rows, hidden)?;
+    let call = move || backend.adamw(AdamwArgs { value: &mut value, grad: &grad, first: &mut first, second: &mut second, step });
+    on.case("adamw", format!("{rows} x {hidden}"), rows * hidden, 28.0, call)
 }
 
-fn squared_norm(threads: Option<usize>) -> Result<Case> {
-    let backend = backend(threads)?;
-    let x = tensor(&backend, 2 * INTERMEDIATE, HIDDEN)?;
-    let call = Box::new(move || backend.squared_norm(&x).map(|_| ()));
-    case("squared_norm", format!("{} x {HIDDEN}", 2 * INTERMEDIATE), 2 * INTERMEDIATE * HIDDEN, 4.0, call)
+fn squared_norm<B: Backend + Adamw + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { intermediate, hidden, .. }) = (on.backend.clone(), on.sizes);
+    let rows = 2 * intermediate;
+    let x = tensor(&*backend, rows, hidden)?;
+    let call = move || backend.squared_norm(&x).map(|_| ());
+    on.case("squared_norm", format!("{rows} x {hidden}"), rows * hidden, 4.0, call)
 }

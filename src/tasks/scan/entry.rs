@@ -44,5 +44,8 @@ pub enum Entry {
         seconds: f64,
         /// Speed of the model the round ends with, in scored tokens a second.
         tokens_per_second: f64,
+        /// Energy that the device drew in the time of `seconds`, where it tells.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        energy_joules: Option<f64>,
     },
 }

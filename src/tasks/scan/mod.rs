@@ -15,7 +15,6 @@ use crate::model::{Decoder, GenerateOptions, LayerPlan};
 use crate::ops::Backend;
 use crate::progress::Progress;
 use crate::report::scan_json::{self, Better, Depth, Round, ScanJson};
-use entry::Entry;
 use rounds::Rounds;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -129,6 +128,8 @@ pub fn run<B: Backend>(
     let mut order: Vec<usize> = Vec::new();
     let mut done: Vec<Round> = Vec::new();
     let mut depth: Vec<Depth> = Vec::new();
+    // Of all rounds, or of none: where one round's is unknown, the sum is.
+    let mut energy_joules = Some(0.0);
     rounds.references(&entries)?;
     for number in 1..=request.remove {
         let removed: Vec<usize> = request.already_removed.iter().chain(&order).copied().collect();
@@ -138,6 +139,7 @@ pub fn run<B: Backend>(
         if let (1, Some(score)) = (number, outcome.round.baseline) {
             depth.push(depth_point(decoder, &plan, removed.clone(), score, outcome.base_speed));
         }
+        energy_joules = energy_joules.zip(outcome.energy_joules).map(|(sum, round)| sum + round);
         order.push(outcome.round.removed);
         let removed: Vec<usize> = request.already_removed.iter().chain(&order).copied().collect();
         if !matches!(request.metric, Metric::Bi | Metric::Tail) {
@@ -165,6 +167,7 @@ pub fn run<B: Backend>(
         order,
         depth,
         seconds,
+        energy_joules,
         peak_memory_bytes: decoder.backend().peak_memory().unwrap_or_else(crate::machine::peak_memory_bytes),
     };
     // scan.json comes last: where it is, the others are.
@@ -248,12 +251,4 @@ fn depth_point<B: Backend>(decoder: &Decoder<B>, plan: &LayerPlan, removed: Vec<
         tokens_per_second: speed,
         removed,
     }
-}
-
-/// Seconds that earlier runs of a resumed scan spent on a round, from its journal.
-fn recorded_round(entries: &[Entry], number: usize) -> Option<(f64, f64)> {
-    entries.iter().find_map(|entry| match entry {
-        Entry::Round { round, seconds, tokens_per_second, .. } if *round == number => Some((*seconds, *tokens_per_second)),
-        _ => None,
-    })
 }

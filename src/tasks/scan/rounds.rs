@@ -3,7 +3,7 @@
 use super::entry::{Entry, Share};
 use super::sheet::{Rule, Sheet};
 use super::sweep::{self, Loss, SweepRequest, sweep};
-use super::{Material, Metric, Request, race, recorded_round};
+use super::{Material, Metric, Request, race};
 use crate::data::Example;
 use crate::error::{Error, Result};
 use crate::journal::Journal;
@@ -15,8 +15,6 @@ use crate::report::scan_json::{Margin, Partial, Round};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Rows of one sweep, at most: bounds what a crash can lose, costs nothing measurable in speed.
-const SWEEP_ROWS: usize = 8192;
 /// Rows of the speed measurement that ends a round.
 const SPEED_ROWS: usize = 1024;
 /// Seed of the order in which races walk the records.
@@ -27,6 +25,24 @@ pub(super) struct Outcome {
     pub(super) round: Round,
     pub(super) base_speed: Option<f64>,
     pub(super) speed: f64,
+    pub(super) energy_joules: Option<f64>,
+}
+
+/// What a round took: wall time, energy where the device tells; and the speed of the model it ends with.
+struct Cost {
+    seconds: f64,
+    speed: f64,
+    energy_joules: Option<f64>,
+}
+
+/// That of a round which the journal has as finished.
+fn recorded_cost(entries: &[Entry], number: usize) -> Option<Cost> {
+    entries.iter().find_map(|entry| match entry {
+        Entry::Round { round, seconds, tokens_per_second, energy_joules, .. } if *round == number => {
+            Some(Cost { seconds: *seconds, speed: *tokens_per_second, energy_joules: *energy_joules })
+        }
+        _ => None,
+    })
 }
 
 /// Everything the rounds share.
@@ -94,6 +110,7 @@ impl<'a, B: Backend> Rounds<'a, B> {
     /// One round from `plan`. `before` is the score of that model, known from the round before.
     pub(super) fn round(&mut self, number: usize, plan: &LayerPlan, before: Option<f64>, entries: &[Entry]) -> Result<Outcome> {
         let start = Instant::now();
+        let energy = self.decoder.backend().energy_joules();
         let candidates: Vec<usize> = plan.kept().iter().copied().filter(|l| !self.request.protect.contains(l)).collect();
         let mut sheet = Sheet::new(self.records());
         for entry in entries {
@@ -131,13 +148,15 @@ impl<'a, B: Backend> Rounds<'a, B> {
         let margin = self.margin(&sheet, &scores, &partial, removed);
         let base_speed = if base { Some(self.speed(plan)?) } else { None };
         let after = LayerPlan::without(plan.num_hidden_layers(), &[plan.removed(), vec![removed]].concat())?;
-        let (seconds, speed) = match recorded_round(entries, number) {
+        let Cost { seconds, speed, energy_joules } = match recorded_cost(entries, number) {
             Some(recorded) => recorded,
             None => {
                 let speed = self.speed(&after)?;
                 let seconds = start.elapsed().as_secs_f64();
-                self.journal.append(&[Entry::Round { round: number, removed, seconds, tokens_per_second: speed }])?;
-                (seconds, speed)
+                let energy_joules = energy.zip(self.decoder.backend().energy_joules()).map(|(before, after)| after - before);
+                let entry = Entry::Round { round: number, removed, seconds, tokens_per_second: speed, energy_joules };
+                self.journal.append(&[entry])?;
+                Cost { seconds, speed, energy_joules }
             }
         };
         let baseline = before.or_else(|| sheet.score(&self.rule, None));
@@ -151,6 +170,7 @@ impl<'a, B: Backend> Rounds<'a, B> {
             round: Round { round: number, baseline, scores, partial, removed, score, margin, seconds },
             base_speed,
             speed,
+            energy_joules,
         })
     }
 
@@ -294,21 +314,8 @@ impl<'a, B: Backend> Rounds<'a, B> {
 
     /// Records in pieces whose hidden states, for `models` models, fit the memory budget.
     fn chunks(&self, records: &[usize], models: usize) -> Vec<Vec<usize>> {
-        let row = sweep::state_bytes(self.decoder, 1) * (models as u64 + 1);
-        let rows = usize::try_from(self.request.mem_budget / row.max(1)).unwrap_or(usize::MAX).min(SWEEP_ROWS);
-        let mut chunks: Vec<Vec<usize>> = Vec::new();
-        let mut filled = 0;
-        for (&record, example) in records.iter().zip(self.examples(records)) {
-            match chunks.last_mut() {
-                Some(chunk) if filled + example.ids.len() <= rows => chunk.push(record),
-                _ => {
-                    chunks.push(vec![record]);
-                    filled = 0;
-                }
-            }
-            filled += example.ids.len();
-        }
-        chunks
+        let pieces = sweep::pieces(self.decoder, &self.examples(records), models, self.request.mem_budget);
+        pieces.into_iter().map(|piece| records[piece].to_vec()).collect()
     }
 
     /// Races the candidates; the survivors end complete in the sheet, the others are returned with what was known of them.

@@ -14,6 +14,29 @@ use crate::model::{Batch, Context, Decoder, LayerPlan, LayerWeights, Scratch, pa
 use crate::ops::{Backend, BlockInfluenceArgs, Shaped};
 use crate::progress::Progress;
 use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Rows of one sweep, at most: bounds what a crash can lose, costs nothing measurable in speed.
+const SWEEP_ROWS: usize = 8192;
+
+/// Examples in pieces whose hidden states, for `models` models, fit `budget`: what one sweep takes.
+pub fn pieces<B: Backend>(decoder: &Decoder<B>, examples: &[&Example], models: usize, budget: u64) -> Vec<Range<usize>> {
+    let row = state_bytes(decoder, 1) * (models as u64 + 1);
+    let rows = usize::try_from(budget / row.max(1)).unwrap_or(usize::MAX).min(SWEEP_ROWS);
+    let mut pieces: Vec<Range<usize>> = Vec::new();
+    let mut filled = 0;
+    for (index, example) in examples.iter().enumerate() {
+        match pieces.last_mut() {
+            Some(piece) if filled + example.ids.len() <= rows => piece.end = index + 1,
+            _ => {
+                pieces.push(index..index + 1);
+                filled = 0;
+            }
+        }
+        filled += example.ids.len();
+    }
+    pieces
+}
 
 /// Which loss of the target tokens is summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

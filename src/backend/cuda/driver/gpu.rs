@@ -6,7 +6,7 @@ use super::{Facts, facts, failed, start};
 use crate::backend::cuda::kernels::{self, Kernel};
 use crate::error::{Error, Result};
 use bytemuck::{NoUninit, Pod};
-use cudarc::driver::sys::{CUdeviceptr, CUfunction_attribute_enum};
+use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUfunction_attribute_enum};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
@@ -306,6 +306,21 @@ impl Gpu {
     pub fn synchronize(&self) -> Result<()> {
         self.compute.synchronize().map_err(|e| failed("waiting for the GPU", e))?;
         self.context.check_err().map_err(|e| failed("an earlier call", e))
+    }
+
+    /// Seconds that the GPU takes for what `work` queues, by its own clock: from when it gets there to when all is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`]; those of `work`.
+    pub fn seconds(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+        let now = || {
+            let event = self.compute.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT));
+            event.map_err(|e| failed("cuEventRecord", e))
+        };
+        let start = now()?;
+        work()?;
+        let milliseconds = start.elapsed_ms(&now()?).map_err(|e| failed("cuEventElapsedTime", e))?;
+        Ok(f64::from(milliseconds) / 1e3)
     }
 
     fn bind(&self) -> Result<()> {

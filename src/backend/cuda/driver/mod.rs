@@ -32,6 +32,8 @@ pub struct Facts {
     pub total_memory: u64,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
+    /// Place on the PCI bus as NVML writes it, `00000000:65:00.0`: which of several GPUs of one name.
+    pub bus_id: String,
 }
 
 /// True where libcuda can be loaded.
@@ -94,6 +96,12 @@ fn facts(ordinal: i32) -> Result<Facts> {
         ),
         total_memory: u64::try_from(memory).unwrap_or(u64::MAX),
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        bus_id: format!(
+            "{:08X}:{:02X}:{:02X}.0",
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?,
+        ),
     })
 }
 

@@ -231,10 +231,15 @@ fn kernels(source: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// `const float* __restrict__ x` -> `const float*`.
+/// `const float* __restrict__ x` -> `const float*`; `const __grid_constant__ TensorMap x` -> `TensorMap`: what is passed by
+/// value has no const in its type.
 fn parameter_type(parameter: &str) -> String {
     let words: Vec<&str> = parameter.split_whitespace().filter(|word| !word.starts_with("__")).collect();
-    words[..words.len().saturating_sub(1)].join(" ")
+    let name = words[..words.len().saturating_sub(1)].join(" ");
+    match name.strip_prefix("const ") {
+        Some(by_value) if !name.contains('*') => by_value.to_owned(),
+        _ => name,
+    }
 }
 
 /// Files with an extension, in the order of their names. A folder that is not there has none.

@@ -216,6 +216,8 @@ int allocate_on_device(unsigned long long* address, size_t bytes) {
     return status();
 }
 
+constexpr size_t SHARED_PER_BLOCK = 1024;  // which the system takes of a multiprocessor's shared memory
+
 int attribute_value(int attribute) {
     switch (attribute) {
         case 1:  // MAX_THREADS_PER_BLOCK
@@ -253,14 +255,16 @@ int attribute_value(int attribute) {
         case 115:  // MEMORY_POOLS_SUPPORTED
             return 1;
         case 75:  // COMPUTE_CAPABILITY_MAJOR
-            return 9;
+            return options().capability.major;
+        case 76:  // COMPUTE_CAPABILITY_MINOR
+            return options().capability.minor;
         case 81:  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
-            return 233472;
+            return static_cast<int>(options().capability.shared + SHARED_PER_BLOCK);
         case 97:  // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-            return static_cast<int>(MAX_SHARED);
+            return static_cast<int>(options().capability.shared);
         case 106:  // MAX_BLOCKS_PER_MULTIPROCESSOR
             return 32;
-        default:  // COMPUTE_CAPABILITY_MINOR (76), and whatever else we do not have
+        default:  // whatever else we do not have
             return 0;
     }
 }
@@ -671,7 +675,7 @@ API int cuModuleGetFunction(void** function, void* module, const char* name) {
 API int cuFuncSetAttribute(void* function, int attribute, int value) {
     constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
     if (attribute == MAX_DYNAMIC_SHARED_SIZE_BYTES) {
-        if (value < 0 || static_cast<size_t>(value) > MAX_SHARED) {
+        if (value < 0 || static_cast<size_t>(value) > options().capability.shared) {
             return refuse(INVALID_VALUE, "more shared memory than a block may have: " + std::to_string(value));
         }
         static_cast<Function*>(function)->shared_limit = std::max(DEFAULT_SHARED, static_cast<size_t>(value));
@@ -703,7 +707,9 @@ API int cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t*
     return SUCCESS;
 }
 API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int threads, size_t shared) {
-    *blocks = threads <= 0 ? 0 : std::min<int>(std::min(32, 2048 / threads), static_cast<int>(233472 / (shared + 1024)));
+    *blocks = threads <= 0 ? 0 : std::min<int>(std::min(32, 2048 / threads),
+                                               static_cast<int>((options().capability.shared + SHARED_PER_BLOCK) /
+                                                                (shared + SHARED_PER_BLOCK)));
     return SUCCESS;
 }
 API int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
@@ -733,6 +739,9 @@ API int cuLaunchKernelEx(const LaunchConfig* c, void* function, void** arguments
 API int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* base, const uint64_t* extent,
                                const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
                                int interleave, int swizzle, int, int fill) {
+    if (options().capability.major < 9) {
+        return refuse(NOT_SUPPORTED, "tensor maps need compute capability 9.0");
+    }
     static const uint32_t sizes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};  // CUtensorMapDataType
     if (type < 0 || type >= static_cast<int>(std::size(sizes)) || rank != 2 || interleave != 0 || swizzle < 0 ||
         swizzle > 3) {

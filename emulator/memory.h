@@ -11,7 +11,6 @@ namespace emu {
 constexpr uintptr_t WINDOW = 0x500000000000u;
 constexpr size_t SHARED_SLOT = size_t{1} << 20;  // a worker's; one block runs on it at a time
 constexpr size_t SHARED_BYTES = SHARED_SLOT * 32;
-constexpr size_t MAX_SHARED = 232448;     // bytes a block may have, as on sm_90
 constexpr size_t DEFAULT_SHARED = 49152;  // bytes it may have without asking
 constexpr size_t RED_ZONE = 256;          // poisoned bytes before and behind each allocation
 constexpr int POISON = 0xff;              // as a float or bf16: NaN

@@ -136,6 +136,9 @@ int committed(const Thread* group) {
 }  // namespace
 
 void wgmma_issue(float* d, int n, bool b_mn_major, uint64_t a, uint64_t b, int accumulate, Site site) {
+    if (options().capability.major < 9) {
+        fail("wgmma", "%s:%d: compute capability 9.0 has it, not this device's", base_name(site.file), site.line);
+    }
     Thread& me = self();
     warpgroup(site);
     WgmmaAccumulator* mine = nullptr;

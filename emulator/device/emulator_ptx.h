@@ -110,6 +110,6 @@ inline void wgmma_wait(::emu::Site site = ::emu::Site::here()) {
 template <int N, bool B_MN_MAJOR = false>
 inline void wgmma_m64k16_bf16(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate,
                               ::emu::Site site = ::emu::Site::here()) {
-    static_assert(N == 64 || N == 128 || N == 256, "widths we use");
+    static_assert(N == 32 || N == 64 || N == 128 || N == 256, "widths we use");
     ::emu::wgmma_issue(d, N, B_MN_MAJOR, a, b, accumulate, site);
 }

@@ -74,7 +74,7 @@ for swizzle, width in ((0, 64), (1, 16), (2, 32), (3, 64)):
         show(f"tma swizzle {swizzle} box {width} x {512 // width} at {column} {row}", words)
 
 # (swizzle, leading, stride) of the descriptor of b.
-for n in (64, 128, 256):
+for n in (32, 64, 128, 256):
     for layout in ((0, 128, 256), (1, 16, 1024), (2, 16, 512), (3, 16, 256)):
         words = launch(f"probe_wgmma_{n}", 128, 49152, 128 * n // 2, [None, *map(u32, layout)])
         show(f"wgmma n {n} k-major swizzle {layout[0]} leading {layout[1]} stride {layout[2]}", words)

@@ -96,6 +96,10 @@ __device__ __forceinline__ void wgmma_probe(uint32_t* out, uint32_t swizzle, uin
         out[threadIdx.x * (N / 2) + i] = __float_as_uint(d[i]);
     }
 }
+extern "C" __global__ void probe_wgmma_32(uint32_t* out, uint32_t swizzle, uint32_t leading, uint32_t stride) {
+    wgmma_probe<32, false>(out, swizzle, leading, stride);
+}
+EXPORT_KERNEL(probe_wgmma_32, 128)
 extern "C" __global__ void probe_wgmma_64(uint32_t* out, uint32_t swizzle, uint32_t leading, uint32_t stride) {
     wgmma_probe<64, false>(out, swizzle, leading, stride);
 }

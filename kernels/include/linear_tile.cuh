@@ -22,22 +22,35 @@ struct LinearSizes {
 };
 static_assert(sizeof(LinearSizes) == 24 && offsetof(LinearSizes, accumulate) == 20, "layout shared with Rust");
 
-// Which tile of y a block computes. Blocks that run at the same time share rows of x and of weight in L2: tiles are numbered
-// down bands of 8 tiles of rows, column of tiles after column.
+// First row and column of a tile of y.
 struct Tile {
     uint32_t row;
     uint32_t col;
 };
 
+// Tiles of BM x BN that cover y.
 template <int BM, int BN>
-__device__ __forceinline__ Tile tile_of_block(LinearSizes sizes) {
+__device__ __forceinline__ uint32_t tile_count(LinearSizes sizes) {
+    return (sizes.rows + BM - 1) / BM * ((sizes.out_features + BN - 1) / BN);
+}
+
+// The tile with number `index`. Blocks that run at the same time share rows of x and of weight in L2: tiles are numbered down
+// bands of 8 tiles of rows, column of tiles after column.
+template <int BM, int BN>
+__device__ __forceinline__ Tile tile_at(LinearSizes sizes, uint32_t index) {
     constexpr uint32_t BAND = 8;
     const uint32_t tiles_m = (sizes.rows + BM - 1) / BM;
     const uint32_t tiles_n = (sizes.out_features + BN - 1) / BN;
-    const uint32_t band = blockIdx.x / (BAND * tiles_n);
-    const uint32_t in_band = blockIdx.x % (BAND * tiles_n);
+    const uint32_t band = index / (BAND * tiles_n);
+    const uint32_t in_band = index % (BAND * tiles_n);
     const uint32_t height = min(BAND, tiles_m - band * BAND);
     return {(band * BAND + in_band % height) * BM, in_band / height * BN};
+}
+
+// The tile of a block that computes one.
+template <int BM, int BN>
+__device__ __forceinline__ Tile tile_of_block(LinearSizes sizes) {
+    return tile_at<BM, BN>(sizes, blockIdx.x);
 }
 
 // y = ((sum + bias) + y): what is done with a finished sum.

@@ -245,7 +245,17 @@ __device__ __forceinline__ void wgmma_wait() {
 // t = lane % 4: d[4j + 2h + e] = D[16 w + g + 8 h][8 j + 2 t + e].
 template <int N, bool B_MN_MAJOR = false>
 __device__ __forceinline__ void wgmma_m64k16_bf16(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
-    static_assert(N == 64 || N == 128 || N == 256, "widths we use");
+    static_assert(N == 32 || N == 64 || N == 128 || N == 256, "widths we use");
+    if constexpr (N == 32) {
+        asm volatile(
+            "{ .reg .pred p; setp.ne.b32 p, %18, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+            "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+            "%16, %17, p, 1, 1, 0, %19; }"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+              "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+            : "l"(a), "l"(b), "r"(accumulate), "n"(B_MN_MAJOR ? 1 : 0));
+    }
     if constexpr (N == 64) {
         asm volatile(
             "{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"

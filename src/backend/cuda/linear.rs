@@ -1,9 +1,9 @@
-//! Launches of kernels/linear.cu.
+//! Launches of kernels/linear.cu and kernels/linear_wgmma.cu.
 
-use super::driver::{Argument, Buffer, Geometry};
+use super::driver::{Argument, Buffer, Geometry, TensorMap};
 use super::kernels::Kernel;
 use super::matrix::stride;
-use super::{CudaBackend, Dense, Matrix, Storage, Tensor, kernels, nf4, size};
+use super::{CudaBackend, Matrix, Storage, Tensor, kernels, size};
 use crate::error::{Error, Result};
 use crate::ops::{Linear, LinearArgs, Shaped};
 use bytemuck::NoUninit;
@@ -13,24 +13,24 @@ use std::ops::Range;
 /// Mirrors LinearSizes of the kernels.
 #[derive(Debug, Clone, Copy, NoUninit)]
 #[repr(C)]
-pub(super) struct LinearSizes {
-    pub(super) rows: u32,
-    pub(super) out_features: u32,
-    pub(super) in_features: u32,
-    pub(super) first_out: u32,
-    pub(super) has_bias: u32,
-    pub(super) accumulate: u32,
+struct LinearSizes {
+    rows: u32,
+    out_features: u32,
+    in_features: u32,
+    first_out: u32,
+    has_bias: u32,
+    accumulate: u32,
 }
 
 const _: () =
     assert!(size_of::<LinearSizes>() == 24 && offset_of!(LinearSizes, accumulate) == 20, "layout shared with the kernels");
 
-/// What a block computes: rows and columns of y, its threads and its dynamic shared memory. Mirrors MmaTiles and FmaTiles of
-/// the kernels, whose sums do not depend on the choice.
+/// What a block computes: rows and columns of y, its threads and its dynamic shared memory. Mirrors MmaTiles, WgmmaTiles and
+/// FmaTiles of the kernels.
 #[derive(Debug, Clone, Copy)]
 struct Tiles {
-    rows: usize,
-    cols: usize,
+    rows: u32,
+    cols: u32,
     block: u32,
     shared: u32,
 }
@@ -38,13 +38,34 @@ struct Tiles {
 const MANY_ROWS: Tiles = Tiles { rows: 128, cols: 128, block: 256, shared: 3 * (128 + 128) * 64 * 2 };
 const SOME_ROWS: Tiles = Tiles { rows: 64, cols: 64, block: 128, shared: 4 * (64 + 64) * 64 * 2 };
 const FEW_ROWS: Tiles = Tiles { rows: 16, cols: 32, block: 128, shared: 6 * (16 + 32) * 128 * 2 };
+const WGMMA_MANY_ROWS: Tiles = Tiles { rows: 128, cols: 256, block: 288, shared: 4 * ((128 + 256) * 64 * 2 + 16) };
+const WGMMA_SOME_ROWS: Tiles = Tiles { rows: 128, cols: 64, block: 288, shared: 4 * ((128 + 64) * 64 * 2 + 16) };
+const WGMMA_FEW_ROWS: Tiles = Tiles { rows: 64, cols: 32, block: 160, shared: 8 * ((64 + 32) * 64 * 2 + 16) };
 const MANY_ROWS_F32: Tiles = Tiles { rows: 64, cols: 64, block: 256, shared: 0 };
 const FEW_ROWS_F32: Tiles = Tiles { rows: 8, cols: 128, block: 256, shared: 0 };
 
 impl Tiles {
     fn count(self, rows: usize, cols: usize) -> usize {
-        rows.div_ceil(self.rows) * cols.div_ceil(self.cols)
+        rows.div_ceil(self.rows as usize) * cols.div_ceil(self.cols as usize)
     }
+}
+
+/// How a product is added up. Within a family a row has the same bits whatever the tiles; between families it has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    /// One fused multiply-add a product.
+    Fma,
+    /// Tensor cores by mma.sync.
+    Mma,
+    /// Tensor cores by wgmma, with tiles that TMA copies.
+    Wgmma,
+}
+
+/// A kernel for results in f32 and one for bf16, and what their blocks compute.
+struct Variant {
+    family: Family,
+    tiles: Tiles,
+    kernels: [Kernel; 2],
 }
 
 /// Rows of activations as the matrix product reads them: of its storage type, and padded as the weights are.
@@ -56,10 +77,17 @@ pub(super) enum Operand<'a> {
 }
 
 impl Operand<'_> {
-    pub(super) fn read(&self) -> Argument<'_> {
+    fn read(&self) -> Argument<'_> {
         match self {
             Self::Tensor(x) => x.read(),
             Self::Padded(buffer, storage) => Argument::read(buffer, storage.element()),
+        }
+    }
+
+    fn data(&self) -> &Buffer {
+        match self {
+            Self::Tensor(x) => &x.data,
+            Self::Padded(buffer, _) => buffer,
         }
     }
 }
@@ -70,7 +98,7 @@ pub(super) struct Product<'a> {
     pub(super) y_storage: Storage,
     pub(super) x: &'a Operand<'a>,
     pub(super) rows: usize,
-    pub(super) weight: &'a Dense,
+    pub(super) weight: &'a Matrix,
     /// Rows of the weight: columns of y.
     pub(super) outputs: Range<usize>,
     pub(super) bias: Option<&'a Tensor>,
@@ -79,39 +107,55 @@ pub(super) struct Product<'a> {
 
 impl CudaBackend {
     /// `x` as products with `weight` read it.
-    pub(super) fn operand<'a>(&self, x: &'a Tensor, weight: &Dense) -> Result<Operand<'a>> {
-        self.operand_as(x, weight.storage)
-    }
-
-    /// `x` as products in `storage` read it.
-    pub(super) fn operand_as<'a>(&self, x: &'a Tensor, storage: Storage) -> Result<Operand<'a>> {
-        let stride = stride(storage, x.cols);
-        if x.storage == storage && stride == x.cols {
+    pub(super) fn operand<'a>(&self, x: &'a Tensor, weight: &Matrix) -> Result<Operand<'a>> {
+        let stride = stride(weight.storage, x.cols);
+        if x.storage == weight.storage && stride == x.cols {
             return Ok(Operand::Tensor(x));
         }
-        let mut buffer = self.gpu.allocate(x.rows * stride * storage.size())?;
-        self.convert_rows(Argument::write(&mut buffer, storage.element()), storage, stride, x)?;
-        Ok(Operand::Padded(buffer, storage))
+        let mut buffer = self.gpu.allocate(x.rows * stride * weight.storage.size())?;
+        self.convert_rows(Argument::write(&mut buffer, weight.storage.element()), weight.storage, stride, x)?;
+        Ok(Operand::Padded(buffer, weight.storage))
     }
 
-    /// Tiles small enough that there is one for every multiprocessor, and no smaller.
-    fn tiles(&self, storage: Storage, rows: usize, cols: usize) -> (Tiles, [Kernel; 2]) {
-        let few = [kernels::LINEAR_FEW_F32_BF16, kernels::LINEAR_FEW_BF16_BF16];
-        let some = [kernels::LINEAR_SOME_F32_BF16, kernels::LINEAR_SOME_BF16_BF16];
-        let many = [kernels::LINEAR_MANY_F32_BF16, kernels::LINEAR_MANY_BF16_BF16];
-        let multiprocessors = self.gpu.facts().multiprocessors as usize;
-        match storage {
-            Storage::F32 if rows <= 32 => (FEW_ROWS_F32, [kernels::LINEAR_FEW_F32_F32; 2]),
-            Storage::F32 => (MANY_ROWS_F32, [kernels::LINEAR_MANY_F32_F32; 2]),
-            Storage::Bf16 if rows <= FEW_ROWS.rows => (FEW_ROWS, few),
-            Storage::Bf16 if rows > SOME_ROWS.rows && MANY_ROWS.count(rows, cols) >= multiprocessors => (MANY_ROWS, many),
-            Storage::Bf16 => (SOME_ROWS, some),
+    /// The family of all products with this weight. It must not depend on the number of rows.
+    fn family(&self, weight: &Matrix) -> Family {
+        match weight.storage {
+            Storage::F32 => Family::Fma,
+            // Machine code with wgmma runs on exactly this compute capability. Nothing to add up: no tensor to map.
+            Storage::Bf16 if self.gpu.facts().compute_capability == (9, 0) && weight.stride > 0 => Family::Wgmma,
+            Storage::Bf16 => Family::Mma,
         }
+    }
+
+    /// The largest tiles of which there is one for every multiprocessor; the narrowest for decoding.
+    fn variant(&self, family: Family, rows: usize, cols: usize) -> Variant {
+        let multiprocessors = self.gpu.facts().multiprocessors as usize;
+        let fill = |tiles: Tiles| tiles.count(rows, cols) >= multiprocessors;
+        let (tiles, kernels) = match family {
+            Family::Fma if rows <= 32 => (FEW_ROWS_F32, [kernels::LINEAR_FEW_F32_F32; 2]),
+            Family::Fma => (MANY_ROWS_F32, [kernels::LINEAR_MANY_F32_F32; 2]),
+            Family::Mma if rows <= 16 => (FEW_ROWS, [kernels::LINEAR_FEW_F32_BF16, kernels::LINEAR_FEW_BF16_BF16]),
+            Family::Mma if rows > 64 && fill(MANY_ROWS) => {
+                (MANY_ROWS, [kernels::LINEAR_MANY_F32_BF16, kernels::LINEAR_MANY_BF16_BF16])
+            }
+            Family::Mma => (SOME_ROWS, [kernels::LINEAR_SOME_F32_BF16, kernels::LINEAR_SOME_BF16_BF16]),
+            Family::Wgmma if rows > 64 && fill(WGMMA_MANY_ROWS) => {
+                (WGMMA_MANY_ROWS, [kernels::LINEAR_WGMMA_MANY_F32_BF16, kernels::LINEAR_WGMMA_MANY_BF16_BF16])
+            }
+            Family::Wgmma if rows > 64 && fill(WGMMA_SOME_ROWS) => {
+                (WGMMA_SOME_ROWS, [kernels::LINEAR_WGMMA_SOME_F32_BF16, kernels::LINEAR_WGMMA_SOME_BF16_BF16])
+            }
+            Family::Wgmma => (WGMMA_FEW_ROWS, [kernels::LINEAR_WGMMA_FEW_F32_BF16, kernels::LINEAR_WGMMA_FEW_BF16_BF16]),
+        };
+        Variant { family, tiles, kernels }
     }
 
     pub(super) fn product(&self, product: Product<'_>) -> Result<()> {
         let Product { y, y_storage, x, rows, weight, outputs, bias, accumulate } = product;
-        let (tiles, [to_f32, to_bf16]) = self.tiles(weight.storage, rows, outputs.len());
+        if rows == 0 || outputs.is_empty() {
+            return Ok(());
+        }
+        let Variant { family, tiles, kernels: [to_f32, to_bf16] } = self.variant(self.family(weight), rows, outputs.len());
         let kernel = match y_storage {
             Storage::F32 => to_f32,
             Storage::Bf16 => to_bf16,
@@ -124,17 +168,30 @@ impl CudaBackend {
             has_bias: u32::from(bias.is_some()),
             accumulate: u32::from(accumulate),
         };
-        let grid = size("linear", "y", tiles.count(rows, outputs.len()))?;
-        let geometry = Geometry { shared: tiles.shared, ..Geometry::row(grid, tiles.block) };
-        self.with_bias(bias, |bias| self.gpu.launch(kernel, geometry, &[y, x.read(), weight.read(), bias.read()], sizes))
-    }
-
-    /// The bias in f32. Without one the kernels read none, but the parameter has to be some address.
-    pub(super) fn with_bias<T>(&self, bias: Option<&Tensor>, run: impl FnOnce(&Tensor) -> Result<T>) -> Result<T> {
-        match bias {
-            Some(bias) => self.with_f32(bias, run),
-            None => run(&self.tensor(0, 0, Storage::F32)?),
-        }
+        let count = tiles.count(rows, outputs.len());
+        let blocks = match family {
+            Family::Fma | Family::Mma => count,
+            // Blocks that walk tiles: as many as run at the same time, one where its sums take most of the registers, else two.
+            Family::Wgmma => count.min(self.gpu.facts().multiprocessors as usize * if tiles.cols > 64 { 1 } else { 2 }),
+        };
+        let geometry = Geometry { shared: tiles.shared, ..Geometry::row(size("linear", "y", blocks)?, tiles.block) };
+        // Without a bias the kernel reads none, but the parameter has to be some address.
+        let none;
+        let bias = match bias {
+            Some(bias) => bias,
+            None => {
+                none = self.tensor(0, 0, Storage::F32)?;
+                &none
+            }
+        };
+        self.with_f32(bias, |bias| match family {
+            Family::Fma | Family::Mma => self.gpu.launch(kernel, geometry, &[y, x.read(), weight.read(), bias.read()], sizes),
+            Family::Wgmma => {
+                let x = TensorMap::bf16(x.data(), rows, weight.stride, tiles.rows)?;
+                let weight = TensorMap::bf16(weight.data(), outputs.end, weight.stride, tiles.cols)?;
+                self.gpu.launch(kernel, geometry, &[y, Argument::boxes(&x), Argument::boxes(&weight), bias.read()], sizes)
+            }
+        })
     }
 }
 
@@ -142,18 +199,12 @@ impl Linear for CudaBackend {
     fn linear(&self, args: LinearArgs<'_, Tensor, Matrix>) -> Result<()> {
         args.check()?;
         let LinearArgs { y, x, weight, bias, accumulate } = args;
-        let (rows, y_storage) = (y.rows, y.storage);
-        if self.compute == Storage::F32 && y_storage == Storage::Bf16 {
+        if weight.storage == Storage::F32 && y.storage == Storage::Bf16 {
             return Err(Error::Device { problem: "linear: a bf16 result of f32 weights".into(), help: None });
         }
-        if let Matrix::Nf4(nf4) = weight
-            && nf4::few_rows(self.compute, rows)
-        {
-            return self.nf4_few_rows(nf4, LinearArgs { y, x, weight, bias, accumulate });
-        }
-        let weight = weight.dense(self)?;
-        let x = self.operand(x, &weight)?;
+        let (rows, y_storage) = (y.rows, y.storage);
+        let x = self.operand(x, weight)?;
         let outputs = 0..weight.rows();
-        self.product(Product { y: y.write(), y_storage, x: &x, rows, weight: &weight, outputs, bias, accumulate })
+        self.product(Product { y: y.write(), y_storage, x: &x, rows, weight, outputs, bias, accumulate })
     }
 }

@@ -112,6 +112,10 @@ impl Dense {
         Argument::read(&self.data, self.storage.element())
     }
 
+    pub(super) fn data(&self) -> &Buffer {
+        &self.data
+    }
+
     /// Stacks `parts` along out_features, converted to `storage` on the way. Looks at every weight: one that is not finite is
     /// named.
     pub(super) fn upload(gpu: &Gpu, storage: Storage, parts: &[HostTensor]) -> Result<Self> {

@@ -2,6 +2,7 @@
 
 use super::pool::{Buffer, Pool};
 use super::staging::Staging;
+use super::tensor_map::{Encoded, TensorMap};
 use super::{Facts, facts, failed, start};
 use crate::backend::cuda::kernels::{self, Kernel};
 use crate::error::{Error, Result};
@@ -96,25 +97,39 @@ impl Element {
     }
 }
 
-/// Memory passed to a kernel: a pointer in its argument list.
+/// Memory passed to a kernel: a pointer or a tensor map in its argument list.
 #[derive(Debug)]
 pub struct Argument<'a> {
-    address: CUdeviceptr,
-    element: Element,
-    writes: bool,
+    value: Value,
     buffer: PhantomData<&'a Buffer>,
+}
+
+#[derive(Debug)]
+enum Value {
+    Pointer { address: CUdeviceptr, element: Element, writes: bool },
+    Map(Encoded),
 }
 
 impl<'a> Argument<'a> {
     /// A buffer the kernel writes.
     pub fn write(buffer: &'a mut Buffer, element: Element) -> Self {
-        Self { address: buffer.block.address, element, writes: true, buffer: PhantomData }
+        Self::pointer(buffer, element, true)
     }
 
     /// A buffer the kernel only reads.
     #[must_use]
     pub fn read(buffer: &'a Buffer, element: Element) -> Self {
-        Self { address: buffer.block.address, element, writes: false, buffer: PhantomData }
+        Self::pointer(buffer, element, false)
+    }
+
+    /// A matrix the kernel loads boxes of.
+    #[must_use]
+    pub fn boxes(map: &TensorMap<'a>) -> Self {
+        Self { value: Value::Map(map.encoded), buffer: PhantomData }
+    }
+
+    fn pointer(buffer: &Buffer, element: Element, writes: bool) -> Self {
+        Self { value: Value::Pointer { address: buffer.block.address, element, writes }, buffer: PhantomData }
     }
 }
 
@@ -349,7 +364,10 @@ impl Gpu {
         let function = self.function(kernel, geometry.shared, || signature::<S>(arguments))?;
         let mut launch = self.compute.launch_builder(&function);
         for argument in arguments {
-            launch.arg(&argument.address);
+            match &argument.value {
+                Value::Pointer { address, .. } => launch.arg(address),
+                Value::Map(map) => launch.arg(map),
+            };
         }
         let by_value = ByValue(sizes);
         launch.arg(&by_value);
@@ -410,9 +428,14 @@ impl Gpu {
 fn signature<S>(arguments: &[Argument<'_>]) -> String {
     let mut text = String::new();
     for argument in arguments {
-        text += if argument.writes { "" } else { "const " };
-        text += argument.element.name();
-        text += "*, ";
+        match &argument.value {
+            Value::Pointer { element, writes, .. } => {
+                text += if *writes { "" } else { "const " };
+                text += element.name();
+                text += "*, ";
+            }
+            Value::Map(_) => text += "TensorMap, ",
+        }
     }
     let sizes = std::any::type_name::<S>();
     text + sizes.rsplit("::").next().unwrap_or(sizes)

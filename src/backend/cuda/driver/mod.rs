@@ -6,10 +6,12 @@
 mod gpu;
 mod pool;
 mod staging;
+mod tensor_map;
 
 pub(in crate::backend) use gpu::no_kernels;
 pub use gpu::{Argument, Element, Geometry, Gpu};
 pub use pool::Buffer;
+pub use tensor_map::TensorMap;
 
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};

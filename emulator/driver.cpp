@@ -836,3 +836,15 @@ API const char* prunectl_emulator_signature(const char* name) {
     const Kernel* kernel = find_kernel(name);
     return kernel == nullptr ? nullptr : (text = signature(*kernel)).c_str();
 }
+
+// ---- For emulator/cublaslt, whose products run in the order of a stream, on this device's memory
+
+// `work(data)` returns null, or what went wrong.
+API int prunectl_emulator_submit(void* stream, const char* (*work)(void*), void* data) {
+    return submit_on(stream, 1, [work, data] {
+        const char* problem = work(data);
+        return problem == nullptr ? std::string() : std::string(problem);
+    });
+}
+API int prunectl_emulator_is_live(const void* address, size_t bytes) { return is_live(address, bytes) ? 1 : 0; }
+API void prunectl_emulator_wrote(const void* address, size_t bytes) { mark(address, bytes, Initialised); }

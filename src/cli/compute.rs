@@ -22,6 +22,17 @@ pub(crate) enum DtypeChoice {
     Bf16,
 }
 
+/// Whose matrix products a GPU computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GemmChoice {
+    /// native
+    Auto,
+    /// prunectl's own: results do not depend on what shares the batch
+    Native,
+    /// NVIDIA's library, for bf16: results may depend on the batch
+    Cublaslt,
+}
+
 /// How to compute.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Computing")]
@@ -32,6 +43,10 @@ pub(crate) struct ComputeArgs {
     /// Memory for hidden states or the KV cache, as 800M or 2G [default: half of what is free beside the weights]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) mem_budget: Option<u64>,
+    /// Whose matrix products a GPU computes
+    // `auto` takes what every command promises: scores and texts that do not depend on the batch.
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHOSE")]
+    pub(crate) gemm: GemmChoice,
 }
 
 /// The device that --device came to. Commands match on it once and go on with a function that is generic over backends.
@@ -60,7 +75,15 @@ impl ComputeArgs {
     pub(crate) fn open(&self, ui: &Ui, folder: &ModelFolder) -> Result<Opened> {
         match ui.device()?.gpu {
             #[cfg(feature = "cuda")]
-            Some(ordinal) => Ok(Opened::Cuda(Box::new(CudaBackend::new(self.dtype(folder), ordinal)?))),
+            Some(ordinal) => {
+                let backend = CudaBackend::new(self.dtype(folder), ordinal)?;
+                let backend = if self.gemm == GemmChoice::Cublaslt { backend.with_cublaslt()? } else { backend };
+                Ok(Opened::Cuda(Box::new(backend)))
+            }
+            _ if self.gemm == GemmChoice::Cublaslt => {
+                Err(Error::request("--gemm cublaslt: the CPU has no cuBLASLt")
+                    .with_help("leave --gemm out, or pass --device cuda"))
+            }
             _ => Ok(Opened::Cpu(CpuBackend::new(self.dtype(folder), ui.global.threads)?)),
         }
     }

@@ -63,6 +63,7 @@ struct Report {
     bytes: u64,
     device: String,
     dtype: String,
+    gemm: &'static str,
     peak_memory_bytes: u64,
 }
 
@@ -146,6 +147,7 @@ impl Eval {
             bytes,
             device: decoder.backend().name(),
             dtype: decoder.backend().compute_dtype().to_string(),
+            gemm: decoder.backend().gemm(),
             peak_memory_bytes: 0,
             skipped: plan.removed(),
         }
@@ -185,7 +187,8 @@ impl Report {
                 ),
             );
         }
-        line("device", format!("{}, {}", self.device, self.dtype));
+        let gemm = if self.gemm == "native" { String::new() } else { format!(", {}", self.gemm) };
+        line("device", format!("{}, {}{gemm}", self.device, self.dtype));
         text
     }
 }

@@ -1,6 +1,6 @@
 //! `prunectl merge`.
 
-use super::compute::{ComputeArgs, DtypeChoice, OpenedTwice};
+use super::compute::{ComputeArgs, DtypeChoice, GemmChoice, OpenedTwice};
 use super::data_args::DataArgs;
 use super::examples;
 use super::ui::Ui;
@@ -102,7 +102,7 @@ impl Merge {
         let base = open_base(request)?;
         let examples = self.examples(&base)?;
         // Both in f32, so that what differs is the weights.
-        let compute = ComputeArgs { dtype: DtypeChoice::F32, mem_budget: None };
+        let compute = ComputeArgs { dtype: DtypeChoice::F32, mem_budget: None, gemm: GemmChoice::Auto };
         let adapter = Adapter::open(&request.adapter, &base)?;
         let merged = ModelFolder::open(&merged.path)?;
         match compute.open_two(ui, [&base, &merged])? {

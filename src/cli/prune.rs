@@ -1,6 +1,6 @@
 //! `prunectl prune`.
 
-use super::compute::{ComputeArgs, DtypeChoice, OpenedTwice};
+use super::compute::{ComputeArgs, DtypeChoice, GemmChoice, OpenedTwice};
 use super::layers::{LayerList, parse_layers};
 use super::ui::Ui;
 use crate::error::Result;
@@ -53,7 +53,7 @@ impl Prune {
             },
         };
         let request = Request { model: self.model, out: self.out, choice, force: self.force };
-        let compute = ComputeArgs { dtype: DtypeChoice::Auto, mem_budget: None };
+        let compute = ComputeArgs { dtype: DtypeChoice::Auto, mem_budget: None, gemm: GemmChoice::Auto };
         let verify = |original: &ModelFolder, plan: &LayerPlan, pruned: &ModelFolder| -> Result<()> {
             // Opened again by path: a decoder owns its folder.
             let [a, b] = [ModelFolder::open(&original.path)?, ModelFolder::open(&pruned.path)?];

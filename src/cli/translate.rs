@@ -167,6 +167,7 @@ impl Translate {
             ("eos", json!(options.eos)),
             ("device", json!(decoder.backend().name())),
             ("dtype", json!(decoder.backend().compute_dtype().to_string())),
+            ("gemm", json!(decoder.backend().gemm())),
         ];
         header.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
     }

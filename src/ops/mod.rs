@@ -73,6 +73,11 @@ pub trait Device: Send + Sync {
     /// The dtype matrices are multiplied in, for reports: `f32` or `bf16`.
     fn compute_dtype(&self) -> crate::tensor::Dtype;
 
+    /// Whose matrix products these are: `native`, whose results do not depend on the rows beside, or `cublaslt`.
+    fn gemm(&self) -> &'static str {
+        "native"
+    }
+
     /// A tensor of zeros.
     ///
     /// # Errors

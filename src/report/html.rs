@@ -292,7 +292,15 @@ fn facts(scan: &ScanJson) -> String {
         ("Target tokens", scan.data.target_tokens.map_or_else(|| "–".into(), text::grouped)),
         ("Truncated segments", text::grouped(scan.data.truncated)),
         ("SHA-256", scan.data.sha256.clone()),
-        ("Device", format!("{}, {}", scan.device, scan.dtype)),
+        (
+            "Device",
+            [Some(&scan.device), Some(&scan.dtype), scan.gemm.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", "),
+        ),
         ("Time", text::seconds(scan.seconds)),
         ("Peak memory", text::bytes(scan.peak_memory_bytes)),
     ];

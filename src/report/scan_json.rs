@@ -33,6 +33,9 @@ pub struct ScanJson {
     pub device: String,
     /// Type of the arithmetic: `f32`, `bf16`.
     pub dtype: String,
+    /// Whose matrix products, where they are not our own: scores then depend on the batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gemm: Option<String>,
     /// Score of the model the first round starts from; none for `bi` and `tail`, which score layers and not models.
     pub baseline: Option<f64>,
     /// The rounds, in their order; one layer is removed in each.

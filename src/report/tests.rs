@@ -24,6 +24,7 @@ fn scan(layers: usize, rounds: usize) -> ScanJson {
         already_removed: Vec::new(),
         device: "cpu<x>".into(),
         dtype: "f32".into(),
+        gemm: None,
         baseline: Some(3.0),
         rounds: (1..=rounds)
             .map(|round| {

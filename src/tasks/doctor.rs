@@ -71,6 +71,8 @@ pub struct Cuda {
     pub driver_cuda: Option<String>,
     /// The driver's own version.
     pub driver: Option<String>,
+    /// Version of cuBLASLt (`--gemm cublaslt`), where its library can be loaded.
+    pub cublaslt: Option<String>,
     /// Why the driver offers no GPU.
     pub problem: Option<String>,
     /// Usable ones, numbered as `--device cuda:N` does.
@@ -112,7 +114,7 @@ pub enum Status {
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at: `cpu`, `memory`, `disk`, `driver`, `gpu`, `kernels`, `device`.
+    /// What was looked at: `cpu`, `memory`, `disk`, `driver`, `gpu`, `kernels`, `cublaslt`, `device`.
     pub check: &'static str,
     /// How grave.
     pub status: Status,
@@ -233,6 +235,12 @@ fn judge_cuda(cuda: &Cuda, request: DeviceRequest, findings: &mut Vec<Finding>) 
             let version = version.as_deref().unwrap_or("unknown");
             findings.push(finding("driver", Status::Ok, format!("NVIDIA driver {driver}, CUDA {version}")));
         }
+    }
+    if !cuda.gpus.is_empty() {
+        findings.push(match &cuda.cublaslt {
+            Some(version) => finding("cublaslt", Status::Ok, format!("cuBLASLt {version} is there for --gemm cublaslt")),
+            None => finding("cublaslt", Status::Info, "no cuBLASLt (libcublasLt.so): --gemm native only".into()),
+        });
     }
     for gpu in &cuda.gpus {
         let (major, minor) = gpu.compute_capability;
@@ -363,6 +371,7 @@ fn cuda() -> Cuda {
     if !cuda.driver_library {
         return cuda;
     }
+    cuda.cublaslt = driver::cublaslt_version().map(|(major, minor, patch)| format!("{major}.{minor}.{patch}"));
     match driver::version().and_then(|version| Ok((version, driver::devices()?))) {
         Ok(((major, minor), devices)) => {
             cuda.driver_cuda = Some(format!("{major}.{minor}"));

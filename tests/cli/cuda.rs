@@ -1,7 +1,7 @@
 //! Whole commands on the GPU (or the emulated one, see emulator/README.md), and without one.
 
 use crate::util::{Dir, Ran, fixture};
-use prunectl::backend::cuda::driver::{EMULATED, devices};
+use prunectl::backend::cuda::driver::{EMULATED, cublaslt_present, devices};
 use prunectl::backend::cuda::kernels;
 use serde_json::{Value, json};
 
@@ -127,6 +127,53 @@ fn translate_eval_and_prune_run_on_it() {
     };
     assert!((nll("cuda") - nll("cpu")).abs() < 1e-5);
     dir.prunectl().args(["prune", "model", "--remove", "1", "--out", "pruned", "--device", "cuda"]).run().code(0);
+}
+
+#[test]
+fn cublaslt_has_to_be_asked_for_and_is_named() {
+    let dir = Dir::new();
+    records(&dir, 2, 20);
+    let eval = |device: &str, gemm: &str| {
+        let args = ["--data", "data.jsonl", "--dtype", "bf16", "--json", "--device", device, "--gemm", gemm];
+        dir.prunectl().arg("eval").arg(fixture("llama")).args(args)
+    };
+    eval("cpu", "cublaslt").run().code(2).err("--gemm cublaslt: the CPU has no cuBLASLt");
+    if !gpu() || !cublaslt_present() {
+        return;
+    }
+    let reports = ["auto", "native", "cublaslt"].map(|gemm| eval("cuda", gemm).run().code(0).json());
+    assert_eq!(reports.each_ref().map(|r| r["gemm"].as_str().unwrap()), ["native", "native", "cublaslt"]);
+    assert_eq!(reports[0]["nll"], reports[1]["nll"]);
+    let [_, native, cublaslt] = reports.map(|r| r["nll"].as_f64().unwrap());
+    // Other orders of sums in f32: some roundings to bf16 go the other way.
+    assert!(native != cublaslt && (native - cublaslt).abs() < 1e-3, "{native} and {cublaslt}");
+
+    let args = ["--metric", "nll", "--dtype", "bf16", "--device", "cuda"];
+    scan(&dir, "llama", "out", &[&args[..], &["--gemm", "cublaslt"]].concat()).code(0);
+    assert_eq!(scan_json(&dir, "out")["gemm"], "cublaslt");
+    scan(&dir, "llama", "native", &args).code(0);
+    assert_eq!(scan_json(&dir, "native")["gemm"], Value::Null);
+}
+
+/// The emulated library lies beside the emulated driver: without its folder there is none.
+#[test]
+fn a_missing_cublaslt_is_named() {
+    if !gpu() || devices().unwrap()[0].name != EMULATED {
+        return;
+    }
+    let dir = Dir::new();
+    records(&dir, 2, 20);
+    let driver = std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap())
+        .map(|folder| folder.join("libcuda.so"))
+        .find(|library| library.exists())
+        .unwrap();
+    dir.write("driver/libcuda.so", std::fs::read(driver).unwrap());
+    let run = |args: &[&str]| dir.prunectl().args(args).env("LD_LIBRARY_PATH", dir.path().join("driver").to_str().unwrap()).run();
+    let model = fixture("llama");
+    let args = ["eval", model.to_str().unwrap(), "--data", "data.jsonl", "--device", "cuda"];
+    run(&[&args[..], &["--gemm", "cublaslt"]].concat()).code(1).err("cuBLASLt's library (libcublasLt.so) is not on this machine");
+    run(&args).code(0);
+    assert_eq!(run(&["doctor", "--json"]).code(0).json()["cuda"]["cublaslt"], Value::Null);
 }
 
 /// The emulated GPU is for tests: nobody gets it who did not ask.

@@ -3,6 +3,8 @@ use crate::compare::{chain, close, same};
 use crate::data::{floats, host, rounded, wide};
 use crate::everywhere::{backends, everywhere, everywhere_bf16, gpu, stored_as_bf16};
 use crate::harness::{best, pick};
+use prunectl::backend::cuda::CudaBackend;
+use prunectl::backend::cuda::driver::cublaslt_present;
 use prunectl::ops::cases::{LINEAR, LinearCase};
 use prunectl::ops::{Device, Embedding, EmbeddingArgs, Linear, LinearArgs};
 use prunectl::tensor::Dtype;
@@ -138,6 +140,34 @@ fn stored_in_bf16() {
             *values = rounded(values, Dtype::Bf16);
         }
         stored_as_bf16(&format!("{case:?}"), case.rows, case.out_features, 0.0, |backend, _, rows| inputs.run(backend, rows));
+    }
+}
+
+/// By NVIDIA's library, to which the rows beside a row may matter: held to the formula only.
+#[test]
+fn by_cublaslt() {
+    if gpu(Dtype::Bf16, Stored::Plain).is_none() {
+        return;
+    }
+    if !cublaslt_present() {
+        assert!(std::env::var_os("PRUNECTL_TEST_DEVICE").is_none(), "PRUNECTL_TEST_DEVICE is set, and there is no cuBLASLt");
+        eprintln!("skipped: there is no cuBLASLt");
+        return;
+    }
+    let open = |stored| Any::Cuda(Box::new(CudaBackend::new(Dtype::Bf16, 0).unwrap().with_cublaslt().unwrap()), stored);
+    for &case in LINEAR {
+        let mut inputs = Inputs::new(case, Dtype::Bf16);
+        let every: Vec<usize> = (0..case.rows).collect();
+        let x = rounded(&inputs.x, Dtype::Bf16);
+        let y = inputs.run(&open(Stored::Plain), &every);
+        inputs.check(&format!("{case:?} by cuBLASLt"), &y, &x, &inputs.weight);
+        // Stored as within a layer: the same sums, rounded once.
+        for values in [&mut inputs.x, &mut inputs.bias, &mut inputs.y] {
+            *values = rounded(values, Dtype::Bf16);
+        }
+        let wide = inputs.run(&open(Stored::Plain), &every);
+        let narrow = inputs.run(&open(Stored::Scratch), &every);
+        same(&format!("{case:?} by cuBLASLt, stored as bf16"), &narrow, &rounded(&wide, Dtype::Bf16));
     }
 }
 

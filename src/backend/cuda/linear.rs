@@ -1,8 +1,9 @@
-//! Launches of kernels/linear.cu and kernels/linear_wgmma.cu.
+//! Matrix products: launches of kernels/linear.cu and kernels/linear_wgmma.cu, and calls of cuBLASLt.
 
-use super::driver::{Argument, Buffer, Geometry, TensorMap};
+use super::driver::{Argument, Buffer, Geometry, Matmul, TensorMap};
 use super::kernels::Kernel;
 use super::matrix::stride;
+use super::rows::Convert;
 use super::{CudaBackend, Matrix, Storage, Tensor, kernels, size};
 use crate::error::{Error, Result};
 use crate::ops::{Linear, LinearArgs, Shaped};
@@ -59,14 +60,12 @@ enum Family {
     Mma,
     /// Tensor cores by wgmma, with tiles that TMA copies.
     Wgmma,
+    /// However cuBLASLt likes: here rows of one matrix may differ from their bits in another.
+    CublasLt,
 }
 
-/// A kernel for results in f32 and one for bf16, and what their blocks compute.
-struct Variant {
-    family: Family,
-    tiles: Tiles,
-    kernels: [Kernel; 2],
-}
+/// What blocks compute, by a kernel for results in f32 and one for bf16.
+type Variant = (Tiles, [Kernel; 2]);
 
 /// Rows of activations as the matrix product reads them: of its storage type, and padded as the weights are.
 pub(super) enum Operand<'a> {
@@ -121,77 +120,136 @@ impl CudaBackend {
     fn family(&self, weight: &Matrix) -> Family {
         match weight.storage {
             Storage::F32 => Family::Fma,
-            // Machine code with wgmma runs on exactly this compute capability. Nothing to add up: no tensor to map.
-            Storage::Bf16 if self.gpu.facts().compute_capability == (9, 0) && weight.stride > 0 => Family::Wgmma,
+            // Nothing to add up: TMA and cuBLASLt know no matrix without elements.
+            Storage::Bf16 if weight.stride == 0 => Family::Mma,
+            Storage::Bf16 if self.cublaslt.is_some() => Family::CublasLt,
+            // Machine code with wgmma runs on exactly this compute capability.
+            Storage::Bf16 if self.gpu.facts().compute_capability == (9, 0) => Family::Wgmma,
             Storage::Bf16 => Family::Mma,
         }
     }
 
-    /// The largest tiles of which there is one for every multiprocessor; the narrowest for decoding.
-    fn variant(&self, family: Family, rows: usize, cols: usize) -> Variant {
-        let multiprocessors = self.gpu.facts().multiprocessors as usize;
-        let fill = |tiles: Tiles| tiles.count(rows, cols) >= multiprocessors;
-        let (tiles, kernels) = match family {
-            Family::Fma if rows <= 32 => (FEW_ROWS_F32, [kernels::LINEAR_FEW_F32_F32; 2]),
-            Family::Fma => (MANY_ROWS_F32, [kernels::LINEAR_MANY_F32_F32; 2]),
-            Family::Mma if rows <= 16 => (FEW_ROWS, [kernels::LINEAR_FEW_F32_BF16, kernels::LINEAR_FEW_BF16_BF16]),
-            Family::Mma if rows > 64 && fill(MANY_ROWS) => {
-                (MANY_ROWS, [kernels::LINEAR_MANY_F32_BF16, kernels::LINEAR_MANY_BF16_BF16])
-            }
-            Family::Mma => (SOME_ROWS, [kernels::LINEAR_SOME_F32_BF16, kernels::LINEAR_SOME_BF16_BF16]),
-            Family::Wgmma if rows > 64 && fill(WGMMA_MANY_ROWS) => {
-                (WGMMA_MANY_ROWS, [kernels::LINEAR_WGMMA_MANY_F32_BF16, kernels::LINEAR_WGMMA_MANY_BF16_BF16])
-            }
-            Family::Wgmma if rows > 64 && fill(WGMMA_SOME_ROWS) => {
-                (WGMMA_SOME_ROWS, [kernels::LINEAR_WGMMA_SOME_F32_BF16, kernels::LINEAR_WGMMA_SOME_BF16_BF16])
-            }
-            Family::Wgmma => (WGMMA_FEW_ROWS, [kernels::LINEAR_WGMMA_FEW_F32_BF16, kernels::LINEAR_WGMMA_FEW_BF16_BF16]),
-        };
-        Variant { family, tiles, kernels }
+    /// True where at least one tile for each multiprocessor covers y.
+    fn fills(&self, tiles: Tiles, rows: usize, cols: usize) -> bool {
+        tiles.count(rows, cols) >= self.gpu.facts().multiprocessors as usize
+    }
+
+    /// Narrow tiles for decoding; else large ones where they are enough.
+    fn mma_variant(&self, rows: usize, cols: usize) -> Variant {
+        if rows <= 16 {
+            (FEW_ROWS, [kernels::LINEAR_FEW_F32_BF16, kernels::LINEAR_FEW_BF16_BF16])
+        } else if rows > 64 && self.fills(MANY_ROWS, rows, cols) {
+            (MANY_ROWS, [kernels::LINEAR_MANY_F32_BF16, kernels::LINEAR_MANY_BF16_BF16])
+        } else {
+            (SOME_ROWS, [kernels::LINEAR_SOME_F32_BF16, kernels::LINEAR_SOME_BF16_BF16])
+        }
+    }
+
+    /// The same: the largest tiles that are enough, the narrowest otherwise.
+    fn wgmma_variant(&self, rows: usize, cols: usize) -> Variant {
+        if rows > 64 && self.fills(WGMMA_MANY_ROWS, rows, cols) {
+            (WGMMA_MANY_ROWS, [kernels::LINEAR_WGMMA_MANY_F32_BF16, kernels::LINEAR_WGMMA_MANY_BF16_BF16])
+        } else if rows > 64 && self.fills(WGMMA_SOME_ROWS, rows, cols) {
+            (WGMMA_SOME_ROWS, [kernels::LINEAR_WGMMA_SOME_F32_BF16, kernels::LINEAR_WGMMA_SOME_BF16_BF16])
+        } else {
+            (WGMMA_FEW_ROWS, [kernels::LINEAR_WGMMA_FEW_F32_BF16, kernels::LINEAR_WGMMA_FEW_BF16_BF16])
+        }
     }
 
     pub(super) fn product(&self, product: Product<'_>) -> Result<()> {
-        let Product { y, y_storage, x, rows, weight, outputs, bias, accumulate } = product;
-        if rows == 0 || outputs.is_empty() {
+        let (rows, cols) = (product.rows, product.outputs.len());
+        if rows == 0 || cols == 0 {
             return Ok(());
         }
-        let Variant { family, tiles, kernels: [to_f32, to_bf16] } = self.variant(self.family(weight), rows, outputs.len());
-        let kernel = match y_storage {
+        match self.family(product.weight) {
+            Family::Fma if rows <= 32 => self.tiled(product, (FEW_ROWS_F32, [kernels::LINEAR_FEW_F32_F32; 2])),
+            Family::Fma => self.tiled(product, (MANY_ROWS_F32, [kernels::LINEAR_MANY_F32_F32; 2])),
+            Family::Mma => self.tiled(product, self.mma_variant(rows, cols)),
+            Family::Wgmma => self.boxed(product, self.wgmma_variant(rows, cols)),
+            Family::CublasLt => self.by_cublaslt(product),
+        }
+    }
+
+    /// A block for each tile of y.
+    fn tiled(&self, product: Product<'_>, (tiles, kernels): Variant) -> Result<()> {
+        let sizes = product.sizes()?;
+        let grid = size("linear", "y", tiles.count(product.rows, product.outputs.len()))?;
+        let geometry = Geometry { shared: tiles.shared, ..Geometry::row(grid, tiles.block) };
+        let kernel = product.kernel(kernels);
+        let Product { y, x, weight, bias, .. } = product;
+        self.with_bias(bias, |bias| self.gpu.launch(kernel, geometry, &[y, x.read(), weight.read(), bias.read()], sizes))
+    }
+
+    /// Blocks that walk the tiles of y and load their operands by tensor maps.
+    fn boxed(&self, product: Product<'_>, (tiles, kernels): Variant) -> Result<()> {
+        let sizes = product.sizes()?;
+        // As many as run at the same time: one where its sums take most of the registers, else two.
+        let at_once = self.gpu.facts().multiprocessors as usize * if tiles.cols > 64 { 1 } else { 2 };
+        let grid = size("linear", "y", tiles.count(product.rows, product.outputs.len()).min(at_once))?;
+        let geometry = Geometry { shared: tiles.shared, ..Geometry::row(grid, tiles.block) };
+        let kernel = product.kernel(kernels);
+        let Product { y, x, rows, weight, outputs, bias, .. } = product;
+        let x = TensorMap::bf16(x.data(), rows, weight.stride, tiles.rows)?;
+        let weight = TensorMap::bf16(weight.data(), outputs.end, weight.stride, tiles.cols)?;
+        let (x, weight) = (Argument::boxes(&x), Argument::boxes(&weight));
+        self.with_bias(bias, |bias| self.gpu.launch(kernel, geometry, &[y, x, weight, bias.read()], sizes))
+    }
+
+    /// By cuBLASLt, which takes a bias of y's type only: where y is bf16, so is the bias.
+    fn by_cublaslt(&self, product: Product<'_>) -> Result<()> {
+        let Product { y, y_storage, x, rows, weight, outputs, bias, accumulate } = product;
+        let Some(library) = &self.cublaslt else {
+            return Err(Error::Device { problem: "cuBLASLt was not opened".into(), help: None });
+        };
+        let converted = match bias {
+            Some(bias) if bias.storage != y_storage => {
+                let mut converted = self.tensor(bias.rows, bias.cols, y_storage)?;
+                self.convert(Convert { y: &mut converted, x: bias })?;
+                Some(converted)
+            }
+            _ => None,
+        };
+        let matmul = Matmul {
+            y,
+            x: x.data(),
+            weight: weight.data(),
+            first_out: outputs.start,
+            bias: converted.as_ref().or(bias).map(|bias| &bias.data),
+            rows,
+            out_features: outputs.len(),
+            in_features: weight.stride,
+            accumulate,
+        };
+        self.gpu.matmul(library, &matmul)
+    }
+
+    /// The bias in f32. Without one the kernel reads none, but the parameter has to be some address.
+    fn with_bias(&self, bias: Option<&Tensor>, run: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
+        match bias {
+            Some(bias) => self.with_f32(bias, run),
+            None => run(&self.tensor(0, 0, Storage::F32)?),
+        }
+    }
+}
+
+impl Product<'_> {
+    fn sizes(&self) -> Result<LinearSizes> {
+        Ok(LinearSizes {
+            rows: size("linear", "x", self.rows)?,
+            out_features: size("linear", "y", self.outputs.len())?,
+            in_features: size("linear", "weight", self.weight.stride)?,
+            first_out: size("linear", "weight", self.outputs.start)?,
+            has_bias: u32::from(self.bias.is_some()),
+            accumulate: u32::from(self.accumulate),
+        })
+    }
+
+    /// The kernel for y's type.
+    const fn kernel(&self, [to_f32, to_bf16]: [Kernel; 2]) -> Kernel {
+        match self.y_storage {
             Storage::F32 => to_f32,
             Storage::Bf16 => to_bf16,
-        };
-        let sizes = LinearSizes {
-            rows: size("linear", "x", rows)?,
-            out_features: size("linear", "y", outputs.len())?,
-            in_features: size("linear", "weight", weight.stride)?,
-            first_out: size("linear", "weight", outputs.start)?,
-            has_bias: u32::from(bias.is_some()),
-            accumulate: u32::from(accumulate),
-        };
-        let count = tiles.count(rows, outputs.len());
-        let blocks = match family {
-            Family::Fma | Family::Mma => count,
-            // Blocks that walk tiles: as many as run at the same time, one where its sums take most of the registers, else two.
-            Family::Wgmma => count.min(self.gpu.facts().multiprocessors as usize * if tiles.cols > 64 { 1 } else { 2 }),
-        };
-        let geometry = Geometry { shared: tiles.shared, ..Geometry::row(size("linear", "y", blocks)?, tiles.block) };
-        // Without a bias the kernel reads none, but the parameter has to be some address.
-        let none;
-        let bias = match bias {
-            Some(bias) => bias,
-            None => {
-                none = self.tensor(0, 0, Storage::F32)?;
-                &none
-            }
-        };
-        self.with_f32(bias, |bias| match family {
-            Family::Fma | Family::Mma => self.gpu.launch(kernel, geometry, &[y, x.read(), weight.read(), bias.read()], sizes),
-            Family::Wgmma => {
-                let x = TensorMap::bf16(x.data(), rows, weight.stride, tiles.rows)?;
-                let weight = TensorMap::bf16(weight.data(), outputs.end, weight.stride, tiles.cols)?;
-                self.gpu.launch(kernel, geometry, &[y, Argument::boxes(&x), Argument::boxes(&weight), bias.read()], sizes)
-            }
-        })
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub use nf4::Nf4Matrix;
 use crate::error::{Error, Result};
 use crate::ops::{Device, Shaped, expect, expect_len};
 use crate::tensor::{Dtype, HostTensor};
-use driver::{Argument, Buffer, Element, Gpu};
+use driver::{Argument, Buffer, CublasLt, Element, Gpu};
 use indices::Indices;
 use kernels::Kernel;
 use nvml::Meter;
@@ -107,6 +107,8 @@ pub struct CudaBackend {
     compute: Storage,
     indices: Indices,
     meter: OnceLock<Option<Meter>>,
+    /// Multiplies bf16 matrices in place of our kernels where it was asked for.
+    cublaslt: Option<CublasLt>,
 }
 
 impl CudaBackend {
@@ -125,7 +127,15 @@ impl CudaBackend {
         if kernels::CUDA_KERNELS.is_none() {
             return Err(driver::no_kernels());
         }
-        Ok(Self { gpu: Gpu::open(ordinal)?, compute, indices: Indices::default(), meter: OnceLock::new() })
+        Ok(Self { gpu: Gpu::open(ordinal)?, compute, indices: Indices::default(), meter: OnceLock::new(), cublaslt: None })
+    }
+
+    /// The same, with bf16 products by cuBLASLt: a row's bits may then depend on the rows beside it. Products in f32 stay ours.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where its library is not on the machine.
+    pub fn with_cublaslt(self) -> Result<Self> {
+        Ok(Self { cublaslt: Some(CublasLt::open(&self.gpu)?), ..self })
     }
 
     /// The GPU.
@@ -181,6 +191,10 @@ impl Device for CudaBackend {
 
     fn name(&self) -> String {
         format!("cuda:{}", self.gpu.facts().ordinal)
+    }
+
+    fn gemm(&self) -> &'static str {
+        if self.cublaslt.is_some() { "cublaslt" } else { "native" }
     }
 
     fn compute_dtype(&self) -> Dtype {

@@ -161,6 +161,7 @@ pub fn run<B: Backend>(
         already_removed: request.already_removed.clone(),
         device: decoder.backend().name(),
         dtype: decoder.backend().compute_dtype().to_string(),
+        gemm: Some(decoder.backend().gemm()).filter(|&gemm| gemm != "native").map(str::to_owned),
         baseline: done.first().and_then(|r| r.baseline),
         rounds: done,
         keep: LayerPlan::without(layers, &removed)?.kept().to_vec(),
@@ -237,6 +238,7 @@ fn header<B: Backend>(decoder: &Decoder<B>, request: &Request, facts: &Facts) ->
     put("race_delta", json!(request.race));
     put("device", json!(decoder.backend().name()));
     put("dtype", json!(decoder.backend().compute_dtype().to_string()));
+    put("gemm", json!(decoder.backend().gemm()));
     header.extend(facts.options.clone());
     header
 }

@@ -1,5 +1,6 @@
 //! One GPU: its streams, its modules, copies, and the one function through which every kernel is launched.
 
+use super::cublaslt::{self, CublasLt};
 use super::pool::{Buffer, Pool};
 use super::staging::Staging;
 use super::tensor_map::{Encoded, TensorMap};
@@ -8,7 +9,9 @@ use crate::backend::cuda::kernels::{self, Kernel};
 use crate::error::{Error, Result};
 use bytemuck::{NoUninit, Pod};
 use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUfunction_attribute_enum};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result,
+};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -71,7 +74,7 @@ impl Geometry {
 }
 
 /// The type of what a pointer argument points to, as CUDA C++ spells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Element {
     /// `float`.
     F32,
@@ -86,6 +89,16 @@ pub enum Element {
 }
 
 impl Element {
+    /// Bytes.
+    const fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 | Self::U32 => 4,
+            Self::Bf16 => 2,
+            Self::U8 => 1,
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::F32 => "float",
@@ -131,6 +144,29 @@ impl<'a> Argument<'a> {
     fn pointer(buffer: &Buffer, element: Element, writes: bool) -> Self {
         Self { value: Value::Pointer { address: buffer.block.address, element, writes }, buffer: PhantomData }
     }
+}
+
+/// y = x W^T (+ bias) (+ y) for cuBLASLt, with bf16 operands and sums in f32.
+#[derive(Debug)]
+pub struct Matmul<'a> {
+    /// [rows, out_features], f32 or bf16.
+    pub y: Argument<'a>,
+    /// [rows, in_features].
+    pub x: &'a Buffer,
+    /// [any, in_features].
+    pub weight: &'a Buffer,
+    /// Row of weight that gives column 0 of y.
+    pub first_out: usize,
+    /// [out_features], of y's type.
+    pub bias: Option<&'a Buffer>,
+    /// Rows of x and y.
+    pub rows: usize,
+    /// Columns of y.
+    pub out_features: usize,
+    /// Columns of x and weight, a multiple of 8.
+    pub in_features: usize,
+    /// y +=.
+    pub accumulate: bool,
 }
 
 /// A struct of sizes passed to a kernel by value.
@@ -338,7 +374,7 @@ impl Gpu {
         Ok(f64::from(milliseconds) / 1e3)
     }
 
-    fn bind(&self) -> Result<()> {
+    pub(super) fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(|e| failed("cuCtxSetCurrent", e))
     }
 
@@ -378,8 +414,49 @@ impl Gpu {
         // documented; what the kernel writes was borrowed mutably; memory that is freed after this call is reused only by
         // work that comes after it (`Pool`).
         let launched = unsafe { launch.launch(config) }.map(drop);
-        let launched = if self.synchronous { launched.and_then(|()| self.compute.synchronize()) } else { launched };
-        launched.map_err(|e| failed(&format!("kernel {} with {geometry:?} and {:?}", kernel.name, by_value.0), e))
+        launched
+            .and_then(|()| self.settle())
+            .map_err(|e| failed(&format!("kernel {} with {geometry:?} and {:?}", kernel.name, by_value.0), e))
+    }
+
+    /// Queues a product of cuBLASLt's. As with `launch`, the caller answers for the length of y.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where another buffer is shorter than the sizes say; [`Error::Device`] with all of them.
+    pub(crate) fn matmul(&self, library: &CublasLt, product: &Matmul<'_>) -> Result<()> {
+        let &Matmul { ref y, x, weight, first_out, bias, rows, out_features, in_features, accumulate } = product;
+        let Value::Pointer { address: y, element: y_element, writes: true } = y.value else {
+            return Err(Error::Device { problem: "cuBLASLt: y is not a buffer to write".into(), help: None });
+        };
+        let row = in_features.saturating_mul(Element::Bf16.size());
+        for (arg, buffer, needed) in [
+            ("x", Some(x), rows.saturating_mul(row)),
+            ("weight", Some(weight), first_out.saturating_add(out_features).saturating_mul(row)),
+            ("bias", bias, out_features.saturating_mul(y_element.size())),
+        ] {
+            if let Some(buffer) = buffer.filter(|buffer| buffer.len() < needed) {
+                return Err(Error::shape("cublaslt", arg, &[needed], &[buffer.len()]));
+            }
+        }
+        self.bind()?;
+        let product = cublaslt::Matmul {
+            y,
+            y_element,
+            x: x.block.address,
+            weight: weight.block.address + (first_out * row) as u64,
+            bias: bias.map(|bias| bias.block.address),
+            rows,
+            out_features,
+            in_features,
+            accumulate,
+        };
+        library.matmul(&product, self.compute.cu_stream().cast())?;
+        self.settle().map_err(|e| failed(&format!("cuBLASLt with {product:?}"), e))
+    }
+
+    /// Waits for what was just queued, in debug builds.
+    fn settle(&self) -> std::result::Result<(), DriverError> {
+        if self.synchronous { self.compute.synchronize() } else { Ok(()) }
     }
 
     /// The function of a kernel, allowed `shared` bytes of dynamic shared memory.

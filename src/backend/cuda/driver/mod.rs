@@ -3,13 +3,15 @@
 //! libcuda is looked up when it is first needed: a machine without one runs the same binary, and every function here says
 //! so with an [`Error::Device`] instead of ending the process.
 
+mod cublaslt;
 mod gpu;
 mod pool;
 mod staging;
 mod tensor_map;
 
+pub use cublaslt::{CublasLt, cublaslt_present, cublaslt_version};
 pub(in crate::backend) use gpu::no_kernels;
-pub use gpu::{Argument, Element, Geometry, Gpu};
+pub use gpu::{Argument, Element, Geometry, Gpu, Matmul};
 pub use pool::Buffer;
 pub use tensor_map::TensorMap;
 

@@ -4,7 +4,7 @@ use super::driver::{Argument, Buffer, Geometry, Matmul, TensorMap};
 use super::kernels::Kernel;
 use super::matrix::stride;
 use super::rows::Convert;
-use super::{CudaBackend, Matrix, Storage, Tensor, kernels, size};
+use super::{CudaBackend, Dense, Matrix, Storage, Tensor, kernels, nf4, size};
 use crate::error::{Error, Result};
 use crate::ops::{Linear, LinearArgs, Shaped};
 use bytemuck::NoUninit;
@@ -14,13 +14,13 @@ use std::ops::Range;
 /// Mirrors LinearSizes of the kernels.
 #[derive(Debug, Clone, Copy, NoUninit)]
 #[repr(C)]
-struct LinearSizes {
-    rows: u32,
-    out_features: u32,
-    in_features: u32,
-    first_out: u32,
-    has_bias: u32,
-    accumulate: u32,
+pub(super) struct LinearSizes {
+    pub(super) rows: u32,
+    pub(super) out_features: u32,
+    pub(super) in_features: u32,
+    pub(super) first_out: u32,
+    pub(super) has_bias: u32,
+    pub(super) accumulate: u32,
 }
 
 const _: () =
@@ -76,7 +76,7 @@ pub(super) enum Operand<'a> {
 }
 
 impl Operand<'_> {
-    fn read(&self) -> Argument<'_> {
+    pub(super) fn read(&self) -> Argument<'_> {
         match self {
             Self::Tensor(x) => x.read(),
             Self::Padded(buffer, storage) => Argument::read(buffer, storage.element()),
@@ -97,7 +97,7 @@ pub(super) struct Product<'a> {
     pub(super) y_storage: Storage,
     pub(super) x: &'a Operand<'a>,
     pub(super) rows: usize,
-    pub(super) weight: &'a Matrix,
+    pub(super) weight: &'a Dense,
     /// Rows of the weight: columns of y.
     pub(super) outputs: Range<usize>,
     pub(super) bias: Option<&'a Tensor>,
@@ -106,23 +106,30 @@ pub(super) struct Product<'a> {
 
 impl CudaBackend {
     /// `x` as products with `weight` read it.
-    pub(super) fn operand<'a>(&self, x: &'a Tensor, weight: &Matrix) -> Result<Operand<'a>> {
-        let stride = stride(weight.storage, x.cols);
-        if x.storage == weight.storage && stride == x.cols {
+    pub(super) fn operand<'a>(&self, x: &'a Tensor, weight: &Dense) -> Result<Operand<'a>> {
+        self.operand_as(x, weight.storage)
+    }
+
+    /// `x` as products in `storage` read it.
+    pub(super) fn operand_as<'a>(&self, x: &'a Tensor, storage: Storage) -> Result<Operand<'a>> {
+        let stride = stride(storage, x.cols);
+        if x.storage == storage && stride == x.cols {
             return Ok(Operand::Tensor(x));
         }
-        let mut buffer = self.gpu.allocate(x.rows * stride * weight.storage.size())?;
-        self.convert_rows(Argument::write(&mut buffer, weight.storage.element()), weight.storage, stride, x)?;
-        Ok(Operand::Padded(buffer, weight.storage))
+        let mut buffer = self.gpu.allocate(x.rows * stride * storage.size())?;
+        self.convert_rows(Argument::write(&mut buffer, storage.element()), storage, stride, x)?;
+        Ok(Operand::Padded(buffer, storage))
     }
 
     /// The family of all products with this weight. It must not depend on the number of rows.
-    fn family(&self, weight: &Matrix) -> Family {
+    fn family(&self, weight: &Dense) -> Family {
         match weight.storage {
             Storage::F32 => Family::Fma,
             // Nothing to add up: TMA and cuBLASLt know no matrix without elements.
             Storage::Bf16 if weight.stride == 0 => Family::Mma,
             Storage::Bf16 if self.cublaslt.is_some() => Family::CublasLt,
+            // Few rows read the codes by mma.sync.
+            Storage::Bf16 if weight.restored => Family::Mma,
             // Machine code with wgmma runs on exactly this compute capability.
             Storage::Bf16 if self.gpu.facts().compute_capability == (9, 0) => Family::Wgmma,
             Storage::Bf16 => Family::Mma,
@@ -223,8 +230,8 @@ impl CudaBackend {
         self.gpu.matmul(library, &matmul)
     }
 
-    /// The bias in f32. Without one the kernel reads none, but the parameter has to be some address.
-    fn with_bias(&self, bias: Option<&Tensor>, run: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
+    /// The bias in f32. Without one the kernels read none, but the parameter has to be some address.
+    pub(super) fn with_bias<T>(&self, bias: Option<&Tensor>, run: impl FnOnce(&Tensor) -> Result<T>) -> Result<T> {
         match bias {
             Some(bias) => self.with_f32(bias, run),
             None => run(&self.tensor(0, 0, Storage::F32)?),
@@ -257,12 +264,18 @@ impl Linear for CudaBackend {
     fn linear(&self, args: LinearArgs<'_, Tensor, Matrix>) -> Result<()> {
         args.check()?;
         let LinearArgs { y, x, weight, bias, accumulate } = args;
-        if weight.storage == Storage::F32 && y.storage == Storage::Bf16 {
+        let (rows, y_storage) = (y.rows, y.storage);
+        if self.compute == Storage::F32 && y_storage == Storage::Bf16 {
             return Err(Error::Device { problem: "linear: a bf16 result of f32 weights".into(), help: None });
         }
-        let (rows, y_storage) = (y.rows, y.storage);
-        let x = self.operand(x, weight)?;
+        if let Matrix::Nf4(nf4) = weight
+            && nf4::few_rows(self.compute, rows)
+        {
+            return self.nf4_few_rows(nf4, LinearArgs { y, x, weight, bias, accumulate });
+        }
+        let weight = weight.dense(self)?;
+        let x = self.operand(x, &weight)?;
         let outputs = 0..weight.rows();
-        self.product(Product { y: y.write(), y_storage, x: &x, rows, weight, outputs, bias, accumulate })
+        self.product(Product { y: y.write(), y_storage, x: &x, rows, weight: &weight, outputs, bias, accumulate })
     }
 }

@@ -105,7 +105,7 @@ impl Nf4Matrix {
 impl CudaBackend {
     /// The matrix in the dtype matrices are multiplied in.
     pub(super) fn dequantise(&self, nf4: &Nf4Matrix) -> Result<Dense> {
-        let mut dense = Dense::new(&self.gpu, self.compute, nf4.rows, nf4.cols)?;
+        let mut dense = Dense::to_restore(&self.gpu, self.compute, nf4.rows, nf4.cols)?;
         let kernel = match self.compute {
             Storage::F32 => kernels::NF4_DEQUANTISE_F32,
             Storage::Bf16 => kernels::NF4_DEQUANTISE_BF16,

@@ -73,8 +73,12 @@ struct Prefix {
 
 /// Generates for every (prompt, variant) pair, handing each to `done` as it ends (in no particular order).
 ///
+/// A device that runs out of memory makes the batch smaller, down to one sequence at a time: what was not finished begins anew,
+/// and gets the tokens it would have got.
+///
 /// # Errors
-/// [`Error::Request`] when a prompt and its new tokens exceed the decoder's positions; [`Error::Interrupted`]; [`Error::Device`].
+/// [`Error::Request`] when a prompt and its new tokens exceed the decoder's positions; [`Error::OutOfMemory`] when one sequence
+/// is too much; [`Error::Interrupted`]; [`Error::Device`].
 pub fn generate<B: Backend>(
     decoder: &Decoder<B>,
     request: &GenerateRequest<'_>,
@@ -93,11 +97,43 @@ pub fn generate<B: Backend>(
     let sequence_bytes = page_bytes * (longest.div_ceil(PAGE_TOKENS) * request.plan.kept().len()) as u64;
     let fit = usize::try_from(request.options.kv_budget / sequence_bytes.max(1)).unwrap_or(usize::MAX);
     // One sequence more a prompt: the base, whose pages the variants share while they are prefilled.
-    let sequences = fit.saturating_sub(1).clamp(1, request.options.max_sequences.max(1));
-    let group = sequences.min(request.variants.len()).max(1);
-    for (index, variants) in request.variants.chunks(group).enumerate() {
-        let mut run = Run::new(decoder, request, variants, index * group)?;
-        run.all(sequences, progress, done)?;
+    let mut sequences = fit.saturating_sub(1).clamp(1, request.options.max_sequences.max(1));
+    let mut finished = vec![vec![false; request.prompts.len()]; request.variants.len()];
+    let mut first_variant = 0;
+    while first_variant < request.variants.len() {
+        let group = sequences.min(request.variants.len() - first_variant);
+        let of_group = first_variant..first_variant + group;
+        let missing: Vec<usize> = (0..request.prompts.len()).filter(|&p| of_group.clone().any(|v| !finished[v][p])).collect();
+        let run = Run::new(decoder, request, &request.variants[of_group], first_variant);
+        let outcome = run.and_then(|mut run| {
+            run.all(&missing, sequences, progress, &mut |generation| {
+                // One that finished before memory ran out comes again if another variant of its prompt did not.
+                if std::mem::replace(&mut finished[generation.variant][generation.prompt], true) {
+                    return Ok(());
+                }
+                progress.advance(1);
+                done(generation)
+            })
+        });
+        match outcome {
+            Ok(()) => first_variant += group,
+            Err(Error::OutOfMemory { problem, .. }) => {
+                // The sequences that there were, at most.
+                let used = sequences.min(group.saturating_mul(missing.len()));
+                if used <= 1 {
+                    return Err(Error::OutOfMemory {
+                        problem,
+                        help: Some(format!(
+                            "the KV cache of one sequence of {longest} tokens takes {sequence_bytes} bytes beside the weights: \
+                             lower --max-new-tokens, or leave out the longest records"
+                        )),
+                    });
+                }
+                sequences = used / 2;
+                progress.note(&format!("out of memory: at most {sequences} sequences decode together now"));
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
@@ -131,23 +167,30 @@ impl<'a, B: Backend> Run<'a, B> {
         })
     }
 
-    fn all(&mut self, sequences: usize, progress: &dyn Progress, done: &mut dyn FnMut(Generation) -> Result<()>) -> Result<()> {
+    /// Runs `prompts`, at most `sequences` sequences at a time.
+    fn all(
+        &mut self,
+        prompts: &[usize],
+        sequences: usize,
+        progress: &dyn Progress,
+        done: &mut dyn FnMut(Generation) -> Result<()>,
+    ) -> Result<()> {
         let prefix = self.prefill_common()?;
         let prompts_at_once = (sequences / self.variants.len()).max(1);
         let mut next = 0;
-        while next < self.request.prompts.len() || !self.active.is_empty() {
+        while next < prompts.len() || !self.active.is_empty() {
             progress.check(self.request.kept)?;
             let room = (sequences.saturating_sub(self.active.len())) / self.variants.len();
             // Admit in batches: prefilling a few prompts at a time would stall the others at every step.
-            if next < self.request.prompts.len() && (self.active.is_empty() || room >= prompts_at_once.div_ceil(2)) {
-                let until = (next + room.max(1)).min(self.request.prompts.len());
-                let admitted = self.prefill(&(next..until).collect::<Vec<_>>(), &prefix)?;
+            if next < prompts.len() && (self.active.is_empty() || room >= prompts_at_once.div_ceil(2)) {
+                let until = (next + room.max(1)).min(prompts.len());
+                let admitted = self.prefill(&prompts[next..until], &prefix)?;
                 next = until;
                 self.active.extend(admitted);
             } else {
                 self.step()?;
             }
-            self.retire(progress, done)?;
+            self.retire(done)?;
         }
         self.forget(prefix);
         Ok(())
@@ -316,7 +359,7 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 
     /// Hands over the sequences that ended with their last token.
-    fn retire(&mut self, progress: &dyn Progress, done: &mut dyn FnMut(Generation) -> Result<()>) -> Result<()> {
+    fn retire(&mut self, done: &mut dyn FnMut(Generation) -> Result<()>) -> Result<()> {
         let mut index = 0;
         while index < self.active.len() {
             let tokens = &self.active[index].tokens;
@@ -332,7 +375,6 @@ impl<'a, B: Backend> Run<'a, B> {
             }
             sequence.tokens.truncate(self.request.options.max_new_tokens);
             release(&mut self.pool, &sequence.tables);
-            progress.advance(1);
             done(Generation {
                 prompt: sequence.prompt,
                 variant: self.first_variant + sequence.variant,

@@ -102,15 +102,51 @@ fn out_of_memory_says_what_would_fit() {
 }
 
 #[test]
-fn translate_eval_and_prune_run_on_it() {
-    if !gpu() {
+fn generation_out_of_memory_goes_on_with_fewer_sequences() {
+    if !gpu() || devices().unwrap()[0].name != EMULATED {
         return;
     }
+    let dir = model_with_texts();
+    let lines: Vec<String> =
+        (0..12).map(|r| json!({"prompt": "to be or not to be ".repeat(r % 3 + 1), "completion": "x"}).to_string()).collect();
+    dir.write("data.jsonl", lines.join("\n"));
+    let run = |memory: u32| {
+        let out = format!("out-{memory}.jsonl");
+        let args = ["--data", "data.jsonl", "--max-new-tokens", "20", "--mem-budget", "1G", "--device", "cuda", "--out", &out];
+        let run = dir.prunectl().args(["translate", "model", "--dtype", "f32"]).args(args);
+        (run.env("PRUNECTL_EMULATOR_MEMORY", &memory.to_string()).run(), out)
+    };
+    let (ran, free) = run(1 << 30);
+    assert!(!ran.code(0).stderr.contains("out of memory"));
+    // The least memory that is enough, to within a few pages of the KV cache, is enough for few sequences only.
+    let enough = (0..60).map(|step| run(400_000 + step * 50_000)).find_map(|(ran, out)| match ran.status.code() {
+        Some(0) => Some((ran, out)),
+        _ => {
+            ran.code(1).err("error: out of memory on the GPU").err("help: ");
+            None
+        }
+    });
+    let (ran, tight) = enough.unwrap();
+    assert!(ran.stderr.contains("sequences decode together now"), "{}", ran.stderr);
+    assert_eq!(dir.read(&free), dir.read(&tight));
+}
+
+/// The llama fixture with a tokenizer, as `model`.
+fn model_with_texts() -> Dir {
     let dir = Dir::new();
     for file in ["config.json", "model.safetensors", "generation_config.json"] {
         dir.write(&format!("model/{file}"), std::fs::read(fixture("llama").join(file)).unwrap());
     }
     dir.write("model/tokenizer.json", std::fs::read(fixture("byte-tokenizer").join("tokenizer.json")).unwrap());
+    dir
+}
+
+#[test]
+fn translate_eval_and_prune_run_on_it() {
+    if !gpu() {
+        return;
+    }
+    let dir = model_with_texts();
     dir.write("data.jsonl", "{\"source\":\"one two\",\"target\":\"eins\"}\n{\"source\":\"three\",\"target\":\"drei\"}\n");
     let texts = |device: &str| {
         let out = format!("{}.jsonl", device.replace(':', "-"));

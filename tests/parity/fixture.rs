@@ -15,8 +15,10 @@ pub(crate) struct Fixture {
     bytes: Vec<u8>,
 }
 
+/// PRUNECTL_TEST_ROOT where these tests run on another machine than they were built on (scripts/gpu-bundle).
 pub(crate) fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    let root = std::env::var_os("PRUNECTL_TEST_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(root).join("tests/fixtures").join(name)
 }
 
 pub(crate) fn decoder(name: &str, threads: usize) -> Decoder<CpuBackend> {

@@ -7,11 +7,9 @@
 // reaches earlier rows of its own sequence that share its block of keys.
 
 #include "attention_source.cuh"
-#include "pack.cuh"
-#include "reduce.cuh"
+#include "attention_tiles.cuh"
 
 constexpr uint32_t BLOCK_KEYS = 64;
-constexpr float LOG2_E = 1.4426950408889634f;
 static_assert(SPLIT % BLOCK_KEYS == 0 && BLOCK_KEYS % PAGE_TOKENS == 0, "chains of whole blocks, blocks of whole pages");
 
 // WARPS_M warps have 16 queries each; of the WARPS_D warps that share 16 queries each computes all their scores, and its part of
@@ -47,47 +45,6 @@ __device__ __forceinline__ Chain<T> empty_chain() {
     chain.max[0] = -INFINITY;
     chain.max[1] = -INFINITY;
     return chain;
-}
-
-// The column pair that is number `own` of this warp.
-template <typename T>
-__device__ __forceinline__ int column_pair(int own) {
-    return own * T::WARPS_D + static_cast<int>(threadIdx.x) / WARP % T::WARPS_D;
-}
-
-// Starts copying rows 0 .. `there` (of ROWS) of head_dim elements each; the rest is zero.
-template <typename T, int ROWS, typename Row>
-__device__ __forceinline__ void load_rows(bf16* shared, uint32_t there, uint32_t head_dim, Row row) {
-    constexpr int ROW_CHUNKS = T::HEAD_DIM / 8;
-    for (int chunk = static_cast<int>(threadIdx.x); chunk < ROWS * ROW_CHUNKS; chunk += T::THREADS) {
-        const uint32_t r = static_cast<uint32_t>(chunk / ROW_CHUNKS);
-        const uint32_t col = static_cast<uint32_t>(chunk % ROW_CHUNKS) * 8;
-        const bool valid = r < there && col < head_dim;
-        const bf16* from = row(valid ? r : 0) + (valid ? col : 0);
-        cp_async16_zfill(shared + r * T::STRIDE + col, from, valid);
-    }
-}
-
-// scores[j] = q k^T for 16 queries and keys 8 j .. 8 j + 7 of the block.
-template <typename T>
-__device__ __forceinline__ void scores_of_block(float (&scores)[1][BLOCK_KEYS / 8][4], const bf16* queries, const bf16* keys) {
-    const int lane = static_cast<int>(threadIdx.x) % WARP;
-#pragma unroll
-    for (int d = 0; d < T::HEAD_DIM; d += 16) {
-        uint32_t a[1][4];
-        uint32_t b[BLOCK_KEYS / 8][2];
-        ldmatrix_x4(a[0], queries + lane % 16 * T::STRIDE + d + lane / 16 * 8);
-#pragma unroll
-        for (int j = 0; j < static_cast<int>(BLOCK_KEYS) / 8; j += 2) {
-            uint32_t both[4];
-            ldmatrix_x4(both, keys + (j * 8 + lane / 16 * 8 + lane % 8) * T::STRIDE + d + lane / 8 % 2 * 8);
-            b[j][0] = both[0];
-            b[j][1] = both[1];
-            b[j + 1][0] = both[2];
-            b[j + 1][1] = both[3];
-        }
-        mma_tile_bf16<1, BLOCK_KEYS / 8>(scores, a, b);
-    }
 }
 
 // Turns scores into weights 2^(scale (score - max)), the chain's maximum and sum brought up to date, its output rescaled.
@@ -138,30 +95,6 @@ __device__ __forceinline__ void softmax_of_block(float (&scores)[1][BLOCK_KEYS /
     }
 }
 
-// o += weights v, weights rounded to bf16. A tile of scores lies in registers as mma wants its first operand.
-template <typename T>
-__device__ __forceinline__ void add_values(Chain<T>& chain, const float (&weights)[1][BLOCK_KEYS / 8][4], const bf16* values) {
-    const int lane = static_cast<int>(threadIdx.x) % WARP;
-#pragma unroll
-    for (int k = 0; k < static_cast<int>(BLOCK_KEYS) / 16; ++k) {
-        const float(&low)[4] = weights[0][2 * k];
-        const float(&high)[4] = weights[0][2 * k + 1];
-        const uint32_t a[1][4] = {{pack_bf16(low[0], low[1]), pack_bf16(low[2], low[3]), pack_bf16(high[0], high[1]),
-                                   pack_bf16(high[2], high[3])}};
-#pragma unroll
-        for (int own = 0; own < T::OWN_PAIRS; ++own) {
-            const int pair = column_pair<T>(own);
-            if (T::COLUMN_PAIRS % T::WARPS_D == 0 || pair < T::COLUMN_PAIRS) {
-                // Transposed: keys 0-7 and 8-15 of columns 0-7, then of columns 8-15.
-                uint32_t both[4];
-                ldmatrix_x4<true>(both, values + (k * 16 + lane % 16) * T::STRIDE + pair * 16 + lane / 16 * 8);
-                const uint32_t b[2][2] = {{both[0], both[1]}, {both[2], both[3]}};
-                mma_tile_bf16<1, 2>(chain.o[own], a, b);
-            }
-        }
-    }
-}
-
 // Walks keys `from` .. `to` of `source` (both multiples of BLOCK_KEYS but for the end) as one chain. Queries are in shared memory
 // or on their way there. On return all copies have arrived and all warps are past their last read.
 template <typename T, typename Source>
@@ -196,7 +129,7 @@ __device__ __forceinline__ Chain<T> walk(bf16* queries, bf16* keys, bf16* values
         cp_async_wait<1>();
         __syncthreads();
         float scores[1][BLOCK_KEYS / 8][4] = {};
-        scores_of_block<T>(scores, queries + warp_m * 16 * T::STRIDE, keys);
+        scores_of_block<T, BLOCK_KEYS>(scores, queries + warp_m * 16 * T::STRIDE, keys);
         // Everyone has read the keys: the next may come.
         __syncthreads();
         load_keys(first + BLOCK_KEYS);
@@ -209,7 +142,7 @@ __device__ __forceinline__ Chain<T> walk(bf16* queries, bf16* keys, bf16* values
         cp_async_wait<1>();
         // The values are there for everyone.
         __syncthreads();
-        add_values<T>(chain, scores, values);
+        add_values<T, BLOCK_KEYS>(chain.o, scores, values);
         // And have been read by everyone.
         __syncthreads();
         load_values(first + BLOCK_KEYS);

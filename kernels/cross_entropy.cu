@@ -1,5 +1,6 @@
 // Cross-entropy and Kullback-Leibler divergence of the softmax over the vocabulary, chunk by chunk: the logits of some thousand
-// token ids are computed (linear.cu), looked at here, and overwritten by those of the next. They never exist as a whole.
+// token ids are computed (linear.cu), looked at here, and overwritten by those of the next. They never exist as a whole. The
+// gradient needs a row's logits at once: then rows come in groups.
 //
 // With logits l = logit_scale * x head^T and r the same for the reference:
 //   lse(l) = ln(sum over n of e^l[n]);  nll = lse(l) - l[target]
@@ -35,10 +36,11 @@ constexpr int REFERENCE_SUM = 4;
 constexpr int DIFFERENCE = 5;
 constexpr int STATE = 6;
 
-__device__ __forceinline__ float chunk_max(const float* logits, CrossEntropySizes sizes, float* partial) {
+// Largest of scale * logits, over `count` of them.
+__device__ __forceinline__ float chunk_max(const float* logits, float scale, uint32_t count, float* partial) {
     float max = -INFINITY;
-    for (uint32_t n = threadIdx.x; n < sizes.chunk; n += THREADS) {
-        max = fmaxf(max, sizes.logit_scale * logits[n]);
+    for (uint32_t n = threadIdx.x; n < count; n += THREADS) {
+        max = fmaxf(max, scale * logits[n]);
     }
     return block_max<THREADS>(max, partial);
 }
@@ -75,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     SHARED_ARRAY(float, sums, THREADS / WARP);
     const size_t row = blockIdx.x;
     const float* l = logits + row * sizes.chunk;
-    const float max = chunk_max(l, sizes, maxima);
+    const float max = chunk_max(l, sizes.logit_scale, sizes.chunk, maxima);
     const float sum = chunk_sum(l, max, sizes, sums);
     if (threadIdx.x == 0) {
         double* of_row = state + row * STATE;
@@ -99,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const size_t row = blockIdx.x;
     const float* r = reference + row * sizes.chunk;
     const float* l = logits + row * sizes.chunk;
-    const float max = chunk_max(r, sizes, maxima);
+    const float max = chunk_max(r, sizes.logit_scale, sizes.chunk, maxima);
     const float sum = chunk_sum(r, max, sizes, sums);
     float difference = 0.0f;
     for (uint32_t n = threadIdx.x; n < sizes.chunk; n += THREADS) {
@@ -137,3 +139,243 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 EXPORT_KERNEL(divergence_loss, THREADS)
+
+// ---- Backward: a group of rows has all its logits, and gets their gradient.
+//
+// With l = logit_scale * x head^T, t the teacher's logits, T the temperature, m the mix, p = softmax(t / T), q = softmax(l / T):
+//   nll = lse(l) - l[target];  kl = sum of p (ln p - ln q)
+//   d_logit[n] = scale logit_scale ((1 - m) (softmax(l)[n] - (n == target)) + m T (q[n] - p[n]))
+// A thread's sums are f32, those of a block f64.
+
+// Mirrors GradientSizes of src/backend/cuda/cross_entropy_backward.rs.
+struct GradientSizes {
+    // Columns of the logits, and the distance between their rows.
+    uint32_t vocab;
+    // The distance between rows of the gradient.
+    uint32_t stride;
+    // Tokens that the teacher names, where it names some.
+    uint32_t k;
+    float logit_scale;
+    // The teacher's logit_scale.
+    float teacher_scale;
+    // Factor on the sum of all rows' losses.
+    float scale;
+    float temperature;
+    float mix;
+};
+static_assert(sizeof(GradientSizes) == 32 && offsetof(GradientSizes, mix) == 28, "layout shared with Rust");
+
+// Shared memory for sums and maxima of a block.
+struct Partial {
+    float* maxima;
+    double* sums;
+};
+
+// The softmax of scale * x at 1 and, where asked for, at a temperature of 1 / inverse.
+struct Softmax {
+    float max;
+    double sum;
+    double tempered;
+};
+
+__device__ __forceinline__ double sum_of_block(double value, const Partial& partial) {
+    // Nobody still reads the sums before.
+    __syncthreads();
+    return block_sum<THREADS>(value, partial.sums);
+}
+
+__device__ __forceinline__ Softmax softmax(const float* x, float scale, float inverse, uint32_t count, const Partial& partial) {
+    __syncthreads();
+    const float max = chunk_max(x, scale, count, partial.maxima);
+    float sum = 0.0f;
+    float tempered = 0.0f;
+    for (uint32_t n = threadIdx.x; n < count; n += THREADS) {
+        const float from_max = scale * x[n] - max;
+        sum += expf(from_max);
+        tempered += expf(from_max * inverse);
+    }
+    return {max, sum_of_block(sum, partial), sum_of_block(tempered, partial)};
+}
+
+// What a row's gradient is made of without a teacher's part: own e^(l - max) + soft e^((l - max) / T) - (n == target ? hard : 0).
+struct Student {
+    const float* logits;
+    float logit_scale;
+    float max;
+    float inverse;
+    float own;
+    float soft;
+    float hard;
+    uint32_t target;
+
+    __device__ __forceinline__ float logit(uint32_t n) const { return logit_scale * logits[n]; }
+    __device__ __forceinline__ float value(uint32_t n) const {
+        const float from_max = logit(n) - max;
+        const float both = fmaf(soft, expf(from_max * inverse), own * expf(from_max));
+        return n == target ? both - hard : both;
+    }
+};
+
+__device__ __forceinline__ Student student_of(const float* logits, const Softmax& of, uint32_t target, GradientSizes sizes) {
+    const float out = sizes.scale * sizes.logit_scale;
+    const float hard = out * (1.0f - sizes.mix);
+    const float soft = out * sizes.mix * sizes.temperature;
+    return {logits,
+            sizes.logit_scale,
+            of.max,
+            1.0f / sizes.temperature,
+            static_cast<float>(static_cast<double>(hard) / of.sum),
+            static_cast<float>(static_cast<double>(soft) / of.tempered),
+            hard,
+            target};
+}
+
+// Writes value(n) for each token id, and zeros behind the last.
+template <typename Out, typename Value>
+__device__ __forceinline__ void write_gradient(Out* d, GradientSizes sizes, Value value) {
+    for (uint32_t n = threadIdx.x; n < sizes.stride; n += THREADS) {
+        d[n] = from_f32<Out>(n < sizes.vocab ? value(n) : 0.0f);
+    }
+}
+
+__device__ __forceinline__ void write_nll(float* nll, const Softmax& of, const Student& student) {
+    if (threadIdx.x == 0) {
+        nll[blockIdx.x] = static_cast<float>(static_cast<double>(of.max) + log(of.sum) -
+                                             static_cast<double>(student.logit(student.target)));
+    }
+}
+
+template <typename Out>
+__device__ __forceinline__ void gradient(const Partial& partial, Out* d, float* nll, const float* logits, const uint32_t* targets,
+                                         GradientSizes sizes) {
+    const size_t row = blockIdx.x;
+    const float* l = logits + row * sizes.vocab;
+    const Softmax of = softmax(l, sizes.logit_scale, 1.0f, sizes.vocab, partial);
+    const Student student = student_of(l, of, targets[row], sizes);
+    write_nll(nll, of, student);
+    write_gradient(d + row * sizes.stride, sizes, [&](uint32_t n) { return student.value(n); });
+}
+
+template <typename Out>
+__device__ __forceinline__ void distil(const Partial& partial, Out* d, float* nll, float* kl, const float* logits,
+                                       const float* teacher, const uint32_t* targets, GradientSizes sizes) {
+    const size_t row = blockIdx.x;
+    const float* l = logits + row * sizes.vocab;
+    const float* t = teacher + row * sizes.vocab;
+    const float inverse = 1.0f / sizes.temperature;
+    const Softmax of = softmax(l, sizes.logit_scale, inverse, sizes.vocab, partial);
+    const Softmax of_teacher = softmax(t, sizes.teacher_scale, inverse, sizes.vocab, partial);
+    const Student student = student_of(l, of, targets[row], sizes);
+    write_nll(nll, of, student);
+    const double soft = static_cast<double>(sizes.scale * sizes.logit_scale * sizes.mix * sizes.temperature);
+    const float factor = static_cast<float>(soft / of_teacher.tempered);
+    float difference = 0.0f;
+    write_gradient(d + row * sizes.stride, sizes, [&](uint32_t n) {
+        const float logit = sizes.teacher_scale * t[n];
+        const float p = expf((logit - of_teacher.max) * inverse);
+        difference = fmaf(p, logit - student.logit(n), difference);
+        return fmaf(-factor, p, student.value(n));
+    });
+    const double sum = sum_of_block(difference, partial);
+    if (threadIdx.x == 0) {
+        const double lse_teacher = static_cast<double>(of_teacher.max) * inverse + log(of_teacher.tempered);
+        const double lse = static_cast<double>(of.max) * inverse + log(of.tempered);
+        kl[row] = static_cast<float>(sum / of_teacher.tempered * inverse - lse_teacher + lse);
+    }
+}
+
+template <typename Out>
+__device__ __forceinline__ void distil_top_k(const Partial& partial, Out* d, float* nll, float* kl, const float* logits,
+                                             const uint32_t* ids, const float* log_probs, const uint32_t* targets,
+                                             GradientSizes sizes) {
+    const size_t row = blockIdx.x;
+    const float* l = logits + row * sizes.vocab;
+    const uint32_t* own_ids = ids + row * sizes.k;
+    const float* own_log_probs = log_probs + row * sizes.k;
+    Out* own_d = d + row * sizes.stride;
+    const float inverse = 1.0f / sizes.temperature;
+    const Softmax of = softmax(l, sizes.logit_scale, inverse, sizes.vocab, partial);
+    const Softmax of_teacher = softmax(own_log_probs, 1.0f, inverse, sizes.k, partial);
+    const Student student = student_of(l, of, targets[row], sizes);
+    write_nll(nll, of, student);
+    write_gradient(own_d, sizes, [&](uint32_t n) { return student.value(n); });
+    // Some of these elements are written again.
+    __syncthreads();
+    const float soft = sizes.scale * sizes.logit_scale * sizes.mix * sizes.temperature;
+    const double lse = static_cast<double>(of.max) * inverse + log(of.tempered);
+    double terms = 0.0;
+    for (uint32_t i = threadIdx.x; i < sizes.k; i += THREADS) {
+        const double ln_p = static_cast<double>((own_log_probs[i] - of_teacher.max) * inverse) - log(of_teacher.tempered);
+        const double p = exp(ln_p);
+        terms += p * (ln_p - (static_cast<double>(student.logit(own_ids[i])) * inverse - lse));
+        own_d[own_ids[i]] = from_f32<Out>(fmaf(-soft, static_cast<float>(p), student.value(own_ids[i])));
+    }
+    const double sum = sum_of_block(terms, partial);
+    if (threadIdx.x == 0) {
+        kl[row] = static_cast<float>(sum);
+    }
+}
+
+// cross_entropy_gradient_<d>: d = the gradient of a row's logits, and nll, without a teacher (mix is 0).  logits: [rows, vocab] f32,
+// before logit_scale;  targets: [rows];  d: [rows, stride] (=), zeros behind vocab;  nll: [rows] f32 (=).
+// Geometry: a block of 256 threads a row.  Limit: 3 reads of the logits + 1 write, most of it in L2.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cross_entropy_gradient_f32(float* __restrict__ d, float* __restrict__ nll, const float* __restrict__ logits,
+                               const uint32_t* __restrict__ targets, GradientSizes sizes) {
+    SHARED_ARRAY(float, maxima, THREADS / WARP);
+    SHARED_ARRAY(double, sums, THREADS / WARP);
+    gradient({maxima, sums}, d, nll, logits, targets, sizes);
+}
+EXPORT_KERNEL(cross_entropy_gradient_f32, THREADS)
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    cross_entropy_gradient_bf16(bf16* __restrict__ d, float* __restrict__ nll, const float* __restrict__ logits,
+                                const uint32_t* __restrict__ targets, GradientSizes sizes) {
+    SHARED_ARRAY(float, maxima, THREADS / WARP);
+    SHARED_ARRAY(double, sums, THREADS / WARP);
+    gradient({maxima, sums}, d, nll, logits, targets, sizes);
+}
+EXPORT_KERNEL(cross_entropy_gradient_bf16, THREADS)
+
+// distil_gradient_<d>: the same with a teacher's logits.  teacher: [rows, vocab] f32, before teacher_scale;  kl: [rows] f32 (=).
+// Geometry: a block of 256 threads a row.  Limit: 3 reads of both + 1 write.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    distil_gradient_f32(float* __restrict__ d, float* __restrict__ nll, float* __restrict__ kl, const float* __restrict__ logits,
+                        const float* __restrict__ teacher, const uint32_t* __restrict__ targets, GradientSizes sizes) {
+    SHARED_ARRAY(float, maxima, THREADS / WARP);
+    SHARED_ARRAY(double, sums, THREADS / WARP);
+    distil({maxima, sums}, d, nll, kl, logits, teacher, targets, sizes);
+}
+EXPORT_KERNEL(distil_gradient_f32, THREADS)
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    distil_gradient_bf16(bf16* __restrict__ d, float* __restrict__ nll, float* __restrict__ kl, const float* __restrict__ logits,
+                         const float* __restrict__ teacher, const uint32_t* __restrict__ targets, GradientSizes sizes) {
+    SHARED_ARRAY(float, maxima, THREADS / WARP);
+    SHARED_ARRAY(double, sums, THREADS / WARP);
+    distil({maxima, sums}, d, nll, kl, logits, teacher, targets, sizes);
+}
+EXPORT_KERNEL(distil_gradient_bf16, THREADS)
+
+// distil_top_k_gradient_<d>: the same with a teacher's most likely tokens, whose probabilities are scaled to add up to 1.  ids,
+// log_probs: [rows, k], the ids of a row all different.
+// Geometry: a block of 256 threads a row.  Limit: 3 reads of the logits + 1 write.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    distil_top_k_gradient_f32(float* __restrict__ d, float* __restrict__ nll, float* __restrict__ kl,
+                              const float* __restrict__ logits, const uint32_t* __restrict__ ids,
+                              const float* __restrict__ log_probs, const uint32_t* __restrict__ targets, GradientSizes sizes) {
+    SHARED_ARRAY(float, maxima, THREADS / WARP);
+    SHARED_ARRAY(double, sums, THREADS / WARP);
+    distil_top_k({maxima, sums}, d, nll, kl, logits, ids, log_probs, targets, sizes);
+}
+EXPORT_KERNEL(distil_top_k_gradient_f32, THREADS)
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    distil_top_k_gradient_bf16(bf16* __restrict__ d, float* __restrict__ nll, float* __restrict__ kl,
+                               const float* __restrict__ logits, const uint32_t* __restrict__ ids,
+                               const float* __restrict__ log_probs, const uint32_t* __restrict__ targets, GradientSizes sizes) {
+    SHARED_ARRAY(float, maxima, THREADS / WARP);
+    SHARED_ARRAY(double, sums, THREADS / WARP);
+    distil_top_k({maxima, sums}, d, nll, kl, logits, ids, log_probs, targets, sizes);
+}
+EXPORT_KERNEL(distil_top_k_gradient_bf16, THREADS)

@@ -3,6 +3,7 @@
 // Every output is one chain of f32 sums over k in one order, whatever the tile: the kernels of one family differ in how many
 // outputs a block computes, not in how. So a row has the same bits in a batch of one and of ten thousand, and k is never split.
 
+#include "fma_tiles.cuh"
 #include "linear_tile.cuh"
 
 // ---- bf16
@@ -128,79 +129,23 @@ EXPORT_KERNEL(linear_few_bf16_bf16, FewRows::THREADS)
 
 // ---- f32
 
-// A block computes BM x BN outputs, a thread TM x TN of them, BK of k at a time.
-template <int BM_, int BN_, int TM_, int TN_>
-struct FmaTiles {
-    static constexpr int BM = BM_;
-    static constexpr int BN = BN_;
-    static constexpr int TM = TM_;
-    static constexpr int TN = TN_;
-    static constexpr int BK = 16;
-    static constexpr int THREADS = (BM / TM) * (BN / TN);
-};
-
 using ManyRowsF32 = FmaTiles<64, 64, 4, 4>;
 using FewRowsF32 = FmaTiles<8, 128, 1, 4>;
-
-// Copies ROWS x BK elements to shared memory with k outermost, so that the threads of a warp read neighbours. Outside: zero.
-template <typename T, int ROWS>
-__device__ __forceinline__ void load_transposed(float* shared, const float* matrix, uint32_t first_row, uint32_t rows,
-                                                uint32_t first_k, uint32_t in_features) {
-    for (int index = static_cast<int>(threadIdx.x); index < ROWS * T::BK; index += T::THREADS) {
-        const int row = index / T::BK;
-        const int k = index % T::BK;
-        const bool valid = first_row + row < rows && first_k + k < in_features;
-        shared[k * (ROWS + 1) + row] = valid ? matrix[static_cast<size_t>(first_row + row) * in_features + first_k + k] : 0.0f;
-    }
-}
 
 template <typename T>
 __device__ __forceinline__ void linear_fma(float* a_tile, float* b_tile, float* y, const float* x, const float* weight,
                                            const float* bias, LinearSizes sizes) {
     const Tile tile = tile_of_block<T::BM, T::BN>(sizes);
-    constexpr int ACROSS = T::BN / T::TN;
-    const int col = static_cast<int>(threadIdx.x) % ACROSS;
-    const int row = static_cast<int>(threadIdx.x) / ACROSS * T::TM;
     const float* weights = weight + static_cast<size_t>(sizes.first_out) * sizes.in_features;
+    const Operand<float, Depth::Inner> a = {x, sizes.rows, sizes.in_features};
+    const Operand<float, Depth::Inner> b = {weights, sizes.out_features, sizes.in_features};
     float sums[T::TM][T::TN] = {};
-    for (uint32_t first_k = 0; first_k < sizes.in_features; first_k += T::BK) {
-        load_transposed<T, T::BM>(a_tile, x, tile.row, sizes.rows, first_k, sizes.in_features);
-        load_transposed<T, T::BN>(b_tile, weights, tile.col, sizes.out_features, first_k, sizes.in_features);
-        __syncthreads();
-        // Not beyond the real k: adding a product of zeros would turn a sum of -0 into +0.
-        const int steps = min(T::BK, static_cast<int>(sizes.in_features - first_k));
-        for (int k = 0; k < steps; ++k) {
-            float a[T::TM];
-            float b[T::TN];
-#pragma unroll
-            for (int i = 0; i < T::TM; ++i) {
-                a[i] = a_tile[k * (T::BM + 1) + row + i];
-            }
-#pragma unroll
-            for (int j = 0; j < T::TN; ++j) {
-                b[j] = b_tile[k * (T::BN + 1) + col + j * ACROSS];
-            }
-#pragma unroll
-            for (int i = 0; i < T::TM; ++i) {
-#pragma unroll
-                for (int j = 0; j < T::TN; ++j) {
-                    sums[i][j] = fmaf(a[i], b[j], sums[i][j]);
-                }
-            }
+    multiply_fma<T>(sums, a_tile, b_tile, a, b, tile, 0, sizes.in_features);
+    each_element<T>(sums, tile, [&](uint32_t row, uint32_t col, float sum) {
+        if (row < sizes.rows && col < sizes.out_features) {
+            finish(y, bias, sum, row, col, sizes);
         }
-        __syncthreads();
-    }
-#pragma unroll
-    for (int i = 0; i < T::TM; ++i) {
-#pragma unroll
-        for (int j = 0; j < T::TN; ++j) {
-            const uint32_t y_row = tile.row + row + i;
-            const uint32_t y_col = tile.col + col + j * ACROSS;
-            if (y_row < sizes.rows && y_col < sizes.out_features) {
-                finish(y, bias, sums[i][j], y_row, y_col, sizes);
-            }
-        }
-    }
+    });
 }
 
 // linear_<rows>_f32_f32: the same in f32: one fused multiply-add a product, k ascending from 0, the bits of the CPU backend.
@@ -209,8 +154,8 @@ __device__ __forceinline__ void linear_fma(float* a_tile, float* b_tile, float* 
 extern "C" __global__ void __launch_bounds__(ManyRowsF32::THREADS)
     linear_many_f32_f32(float* __restrict__ y, const float* __restrict__ x, const float* __restrict__ weight,
                         const float* __restrict__ bias, LinearSizes sizes) {
-    SHARED_ARRAY(float, a_tile, ManyRowsF32::BK * (ManyRowsF32::BM + 1));
-    SHARED_ARRAY(float, b_tile, ManyRowsF32::BK * (ManyRowsF32::BN + 1));
+    SHARED_ARRAY(float, a_tile, ManyRowsF32::A_ELEMENTS);
+    SHARED_ARRAY(float, b_tile, ManyRowsF32::B_ELEMENTS);
     linear_fma<ManyRowsF32>(a_tile, b_tile, y, x, weight, bias, sizes);
 }
 EXPORT_KERNEL(linear_many_f32_f32, ManyRowsF32::THREADS)
@@ -218,8 +163,8 @@ EXPORT_KERNEL(linear_many_f32_f32, ManyRowsF32::THREADS)
 extern "C" __global__ void __launch_bounds__(FewRowsF32::THREADS)
     linear_few_f32_f32(float* __restrict__ y, const float* __restrict__ x, const float* __restrict__ weight,
                        const float* __restrict__ bias, LinearSizes sizes) {
-    SHARED_ARRAY(float, a_tile, FewRowsF32::BK * (FewRowsF32::BM + 1));
-    SHARED_ARRAY(float, b_tile, FewRowsF32::BK * (FewRowsF32::BN + 1));
+    SHARED_ARRAY(float, a_tile, FewRowsF32::A_ELEMENTS);
+    SHARED_ARRAY(float, b_tile, FewRowsF32::B_ELEMENTS);
     linear_fma<FewRowsF32>(a_tile, b_tile, y, x, weight, bias, sizes);
 }
 EXPORT_KERNEL(linear_few_f32_f32, FewRowsF32::THREADS)

@@ -1,4 +1,5 @@
-// Rotary position embedding (Su et al. 2021, arXiv 2104.09864) on the q and k heads of a fused qkv row. Forward.
+// Rotary position embedding (Su et al. 2021, arXiv 2104.09864) on the q and k heads of a fused qkv row. Forward and
+// backward, which is the inverse rotation: the same code with the sine's sign turned.
 
 #include "pack.cuh"
 
@@ -13,13 +14,19 @@ static_assert(sizeof(RopeSizes) == 16 && offsetof(RopeSizes, half) == 12, "layou
 
 constexpr int THREADS = 256;
 
-// N neighbouring pairs of one head: (a, b) -> (a cos - b sin, b cos + a sin).
-template <int N, bool INTERLEAVED, typename T>
+// N neighbouring pairs of one head: (a, b) -> (a cos - b sin, b cos + a sin), or with -sin for sin.
+template <int N, bool INTERLEAVED, bool FORWARD, typename T>
 __device__ __forceinline__ void rotate(T* head, const float* cos, const float* sin, uint32_t first, uint32_t half) {
     float c[N];
     float s[N];
     load_f32<N>(c, cos + first);
     load_f32<N>(s, sin + first);
+    if constexpr (!FORWARD) {
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            s[k] = -s[k];
+        }
+    }
     if constexpr (INTERLEAVED && N == 1) {
         // Rows of an odd number of columns: a pair may begin where no access of two elements may.
         const float a = to_f32(head[2 * first]);
@@ -53,7 +60,7 @@ __device__ __forceinline__ void rotate(T* head, const float* cos, const float* s
     }
 }
 
-template <int N, bool INTERLEAVED, typename T>
+template <int N, bool INTERLEAVED, bool FORWARD, typename T>
 __device__ __forceinline__ void rope_item(T* x, const float* cos, const float* sin, const uint32_t* positions, RopeSizes sizes) {
     const uint32_t in_head = sizes.half / N;
     const uint32_t in_row = sizes.heads * in_head;
@@ -65,17 +72,17 @@ __device__ __forceinline__ void rope_item(T* x, const float* cos, const float* s
     const uint32_t rest = static_cast<uint32_t>(item % in_row);
     const size_t table = static_cast<size_t>(positions[row]) * sizes.half;
     T* head = x + row * sizes.cols + static_cast<size_t>(rest / in_head) * 2 * sizes.half;
-    rotate<N, INTERLEAVED>(head, cos + table, sin + table, rest % in_head * N, sizes.half);
+    rotate<N, INTERLEAVED, FORWARD>(head, cos + table, sin + table, rest % in_head * N, sizes.half);
 }
 
 // A thread rotates eight pairs where addresses allow it (16-byte accesses), else one: rope_step of src/backend/cuda/rope.rs
 // chooses the same when it sizes the grid.
-template <bool INTERLEAVED, typename T>
+template <bool INTERLEAVED, bool FORWARD, typename T>
 __device__ __forceinline__ void rope(T* x, const float* cos, const float* sin, const uint32_t* positions, RopeSizes sizes) {
     if (sizes.half % 8 == 0 && sizes.cols % 8 == 0) {
-        rope_item<8, INTERLEAVED>(x, cos, sin, positions, sizes);
+        rope_item<8, INTERLEAVED, FORWARD>(x, cos, sin, positions, sizes);
     } else {
-        rope_item<1, INTERLEAVED>(x, cos, sin, positions, sizes);
+        rope_item<1, INTERLEAVED, FORWARD>(x, cos, sin, positions, sizes);
     }
 }
 
@@ -86,27 +93,57 @@ __device__ __forceinline__ void rope(T* x, const float* cos, const float* sin, c
 extern "C" __global__ void __launch_bounds__(THREADS)
     rope_half_f32(float* __restrict__ x, const float* __restrict__ cos, const float* __restrict__ sin,
                   const uint32_t* __restrict__ positions, RopeSizes sizes) {
-    rope<false>(x, cos, sin, positions, sizes);
+    rope<false, true>(x, cos, sin, positions, sizes);
 }
 EXPORT_KERNEL(rope_half_f32, THREADS)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     rope_half_bf16(bf16* __restrict__ x, const float* __restrict__ cos, const float* __restrict__ sin,
                    const uint32_t* __restrict__ positions, RopeSizes sizes) {
-    rope<false>(x, cos, sin, positions, sizes);
+    rope<false, true>(x, cos, sin, positions, sizes);
 }
 EXPORT_KERNEL(rope_half_bf16, THREADS)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     rope_interleaved_f32(float* __restrict__ x, const float* __restrict__ cos, const float* __restrict__ sin,
                          const uint32_t* __restrict__ positions, RopeSizes sizes) {
-    rope<true>(x, cos, sin, positions, sizes);
+    rope<true, true>(x, cos, sin, positions, sizes);
 }
 EXPORT_KERNEL(rope_interleaved_f32, THREADS)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     rope_interleaved_bf16(bf16* __restrict__ x, const float* __restrict__ cos, const float* __restrict__ sin,
                           const uint32_t* __restrict__ positions, RopeSizes sizes) {
-    rope<true>(x, cos, sin, positions, sizes);
+    rope<true, true>(x, cos, sin, positions, sizes);
 }
 EXPORT_KERNEL(rope_interleaved_bf16, THREADS)
+
+// rope_backward_<pairing>_<x>: x holds the gradient of the rotated columns and becomes that of the columns before, in place:
+// (a, b) -> (a cos + b sin, b cos - a sin).  Arguments, geometry and limit as above.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    rope_backward_half_f32(float* __restrict__ x, const float* __restrict__ cos, const float* __restrict__ sin,
+                           const uint32_t* __restrict__ positions, RopeSizes sizes) {
+    rope<false, false>(x, cos, sin, positions, sizes);
+}
+EXPORT_KERNEL(rope_backward_half_f32, THREADS)
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    rope_backward_half_bf16(bf16* __restrict__ x, const float* __restrict__ cos, const float* __restrict__ sin,
+                            const uint32_t* __restrict__ positions, RopeSizes sizes) {
+    rope<false, false>(x, cos, sin, positions, sizes);
+}
+EXPORT_KERNEL(rope_backward_half_bf16, THREADS)
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    rope_backward_interleaved_f32(float* __restrict__ x, const float* __restrict__ cos, const float* __restrict__ sin,
+                                  const uint32_t* __restrict__ positions, RopeSizes sizes) {
+    rope<true, false>(x, cos, sin, positions, sizes);
+}
+EXPORT_KERNEL(rope_backward_interleaved_f32, THREADS)
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    rope_backward_interleaved_bf16(bf16* __restrict__ x, const float* __restrict__ cos, const float* __restrict__ sin,
+                                   const uint32_t* __restrict__ positions, RopeSizes sizes) {
+    rope<true, false>(x, cos, sin, positions, sizes);
+}
+EXPORT_KERNEL(rope_backward_interleaved_bf16, THREADS)

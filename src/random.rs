@@ -71,7 +71,7 @@ impl Philox4x32 {
 
 /// Low and high word.
 #[inline]
-fn words(x: u64) -> [u32; 2] {
+pub(crate) fn words(x: u64) -> [u32; 2] {
     #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
     let words = [x as u32, (x >> 32) as u32];
     words

@@ -23,7 +23,7 @@ static_assert(sizeof(AttentionSizes) == 24 && offsetof(AttentionSizes, splits) =
 constexpr uint32_t SPLIT = 1024;
 
 // Queries of one sequence and one head, the sequence's keys in rows of the same tensor. Entry of `tiles`: row of the sequence's
-// first token, first query of the tile within the sequence, number of queries, 0.
+// first token, first query of the tile within the sequence, number of queries, the sequence's length.
 template <typename T>
 struct PackedQueries {
     const T* qkv;

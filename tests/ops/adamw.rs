@@ -1,6 +1,7 @@
-use crate::compare::{chain, close};
+use crate::compare::{chain, close, same};
 use crate::data::floats;
-use crate::harness::{best, invariant};
+use crate::everywhere::{backends, everywhere};
+use prunectl::backend::cpu::CpuBackend;
 use prunectl::ops::cases::{ROWS, RowsCase};
 use prunectl::ops::{Adamw, AdamwArgs, AdamwStep, Device};
 use prunectl::tensor::Dtype;
@@ -18,7 +19,7 @@ fn against_f64() {
         let second: Vec<f32> = floats(4, n).iter().map(|x| x * x).collect();
         // A row here is one element: nothing depends on its neighbours.
         let pick = |all: &[f32], picked: &[usize]| picked.iter().map(|&i| all[i]).collect::<Vec<_>>();
-        let found = invariant(&format!("{case:?}"), n, 3, |backend, picked| {
+        let outcomes = everywhere(&format!("{case:?}"), n, 3, |backend, picked| {
             let up = |all: &[f32]| backend.upload(picked.len(), 1, &pick(all, picked)).unwrap();
             let (mut value, grad, mut first, mut second) = (up(&value), up(&grad), up(&first), up(&second));
             let args = AdamwArgs { value: &mut value, grad: &grad, first: &mut first, second: &mut second, step: STEP };
@@ -37,31 +38,41 @@ fn against_f64() {
             expected.extend([value * (1.0 - STEP.lr * STEP.weight_decay) - update, m, v]);
             magnitudes.extend([value.abs() + 2.0 * update.abs() + STEP.lr, first.abs() + grad.abs(), v]);
         }
-        close(&format!("{case:?}"), &found, &expected, &magnitudes, chain(8));
+        for outcome in &outcomes {
+            close(&outcome.what, &outcome.y, &expected, &magnitudes, chain(8));
+            // Every operation is rounded by itself, on either: equal bits.
+            same(&outcome.what, &outcome.y, &outcomes[0].y);
+        }
     }
 }
 
 #[test]
 fn squared_norm_against_f64_with_any_number_of_threads() {
+    let gpu = || backends(Dtype::F32).split_off(1);
     for n in [0, 1, 7, 9, 65_535, 65_536, 65_537, 300_001] {
         let x: Vec<f32> = floats(5, n).iter().map(|x| x * 1e19).collect();
         let expected: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
         let found: Vec<f64> = [1, 2, 3]
             .map(|threads| {
-                let backend = prunectl::backend::cpu::CpuBackend::new(Dtype::F32, Some(threads)).unwrap();
+                let backend = CpuBackend::new(Dtype::F32, Some(threads)).unwrap();
                 backend.squared_norm(&backend.upload(1, n, &x).unwrap()).unwrap()
             })
             .to_vec();
         assert!((found[0] - expected).abs() <= 1e-12 * expected, "{n}: {} and {expected}", found[0]);
         assert!(found.iter().all(|f| f.to_bits() == found[0].to_bits()), "{n}: {found:?}");
+        for backend in gpu() {
+            let found = backend.squared_norm(&backend.upload(1, n, &x).unwrap()).unwrap();
+            assert!((found - expected).abs() <= 1e-12 * expected, "{n} on {}: {found} and {expected}", backend.name());
+        }
     }
 }
 
 #[test]
 fn shapes_that_do_not_fit_are_named() {
-    let backend = best(Dtype::F32);
-    let zeros = |cols| backend.zeros(2, cols).unwrap();
-    let (mut value, grad, mut first, mut second) = (zeros(3), zeros(3), zeros(3), zeros(4));
-    let args = AdamwArgs { value: &mut value, grad: &grad, first: &mut first, second: &mut second, step: STEP };
-    assert_eq!(backend.adamw(args).unwrap_err().to_string(), "adamw: second has shape [2, 4], expected [2, 3]");
+    for backend in backends(Dtype::F32) {
+        let zeros = |cols| backend.zeros(2, cols).unwrap();
+        let (mut value, grad, mut first, mut second) = (zeros(3), zeros(3), zeros(3), zeros(4));
+        let args = AdamwArgs { value: &mut value, grad: &grad, first: &mut first, second: &mut second, step: STEP };
+        assert_eq!(backend.adamw(args).unwrap_err().to_string(), "adamw: second has shape [2, 4], expected [2, 3]");
+    }
 }

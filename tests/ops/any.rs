@@ -41,14 +41,14 @@ pub(crate) enum KvPages {
 macro_rules! sides {
     ($of:ident) => {
         impl $of {
-            fn cpu(&self) -> &cpu::$of {
+            pub(crate) fn cpu(&self) -> &cpu::$of {
                 match self {
                     Self::Cpu(it) => it,
                     Self::Cuda(_) => panic!("of another backend"),
                 }
             }
 
-            fn cuda(&self) -> &cuda::$of {
+            pub(crate) fn cuda(&self) -> &cuda::$of {
                 match self {
                     Self::Cuda(it) => it,
                     Self::Cpu(_) => panic!("of another backend"),
@@ -56,7 +56,7 @@ macro_rules! sides {
             }
 
             #[allow(dead_code, reason = "weights are only read")]
-            fn cpu_mut(&mut self) -> &mut cpu::$of {
+            pub(crate) fn cpu_mut(&mut self) -> &mut cpu::$of {
                 match self {
                     Self::Cpu(it) => it,
                     Self::Cuda(_) => panic!("of another backend"),
@@ -64,7 +64,7 @@ macro_rules! sides {
             }
 
             #[allow(dead_code, reason = "weights are only read")]
-            fn cuda_mut(&mut self) -> &mut cuda::$of {
+            pub(crate) fn cuda_mut(&mut self) -> &mut cuda::$of {
                 match self {
                     Self::Cuda(it) => it,
                     Self::Cpu(_) => panic!("of another backend"),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod any;
+mod any_training;
 mod compare;
 mod data;
 mod everywhere;

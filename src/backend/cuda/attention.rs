@@ -11,7 +11,7 @@ use std::mem::offset_of;
 /// Mirrors AttentionSizes of the kernels.
 #[derive(Debug, Clone, Copy, NoUninit)]
 #[repr(C)]
-struct AttentionSizes {
+pub(super) struct AttentionSizes {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
@@ -27,7 +27,7 @@ const _: () =
 const SPLIT: usize = 1024;
 
 /// Widest head there is a kernel for.
-const MOST_HEAD_DIM: usize = 256;
+pub(super) const MOST_HEAD_DIM: usize = 256;
 
 /// kernels/attention.cu: threads a block, queries a block, keys in shared memory.
 const SIMT_BLOCK: u32 = 256;
@@ -49,13 +49,17 @@ enum Path {
     Mma(usize, Kernel, Kernel),
 }
 
+pub(super) fn too_wide(op: &str, head_dim: usize) -> Error {
+    Error::Device {
+        problem: format!("{op}: heads of {head_dim} elements; the CUDA kernels go up to {MOST_HEAD_DIM}"),
+        help: Some("use --device cpu".into()),
+    }
+}
+
 fn path(storage: Storage, head_dim: usize) -> Result<Path> {
     let mma = |width, packed, paged| Ok(Path::Mma(width, packed, paged));
     match (storage, head_dim) {
-        (_, MOST_HEAD_DIM..) if head_dim > MOST_HEAD_DIM => Err(Error::Device {
-            problem: format!("attention: heads of {head_dim} elements; the CUDA kernels go up to {MOST_HEAD_DIM}"),
-            help: Some("use --device cpu".into()),
-        }),
+        (_, MOST_HEAD_DIM..) if head_dim > MOST_HEAD_DIM => Err(too_wide("attention", head_dim)),
         (Storage::F32, _) => Ok(Path::Simt),
         // Rows of heads that 16-byte copies cannot reach.
         (Storage::Bf16, _) if !head_dim.is_multiple_of(8) => Ok(Path::Simt),
@@ -78,7 +82,7 @@ fn mma_shared(width: usize, queries: usize) -> Result<u32> {
     size("attention", "head_dim", (queries + 2 * MMA_KEYS) * (width + 8) * 2)
 }
 
-fn sizes(heads: Heads, scale: f32, count: usize, splits: usize) -> Result<AttentionSizes> {
+pub(super) fn sizes(heads: Heads, scale: f32, count: usize, splits: usize) -> Result<AttentionSizes> {
     Ok(AttentionSizes {
         heads: size("attention", "heads", heads.heads)?,
         kv_heads: size("attention", "heads", heads.kv_heads)?,
@@ -89,15 +93,15 @@ fn sizes(heads: Heads, scale: f32, count: usize, splits: usize) -> Result<Attent
     })
 }
 
-/// Queries of each sequence cut into tiles: the sequence's first row, first query, number of queries, 0.
-fn tiles(starts: &[u32], queries: usize) -> Result<Vec<u32>> {
+/// Queries (or keys) of each sequence cut into tiles: the sequence's first row, first query, number of queries, the sequence's length.
+pub(super) fn tiles(starts: &[u32], queries: usize) -> Result<Vec<u32>> {
     let queries = size("attention", "queries", queries)?;
     let mut tiles = Vec::new();
     for range in starts.windows(2) {
         let length = range[1] - range[0];
         let mut first = 0;
         while first < length {
-            tiles.extend([range[0], first, queries.min(length - first), 0]);
+            tiles.extend([range[0], first, queries.min(length - first), length]);
             first += queries;
         }
     }

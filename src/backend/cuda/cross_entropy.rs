@@ -51,7 +51,7 @@ impl CudaBackend {
     }
 
     /// Rows `range` of x, or x itself where that is all of them.
-    fn part<T>(&self, x: &Tensor, range: Range<usize>, run: impl FnOnce(&Tensor) -> Result<T>) -> Result<T> {
+    pub(super) fn part<T>(&self, x: &Tensor, range: Range<usize>, run: impl FnOnce(&Tensor) -> Result<T>) -> Result<T> {
         if range.len() == x.rows {
             return run(x);
         }

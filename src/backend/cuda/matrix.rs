@@ -3,9 +3,9 @@
 
 use super::driver::{Argument, Buffer, Gpu};
 use super::nf4::Nf4Matrix;
-use super::{CudaBackend, Storage, elements};
+use super::{CudaBackend, Storage, Tensor, elements};
 use crate::error::{Error, Result};
-use crate::ops::Shaped;
+use crate::ops::{Shaped, expect};
 use crate::tensor::{Dtype, HostTensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -116,6 +116,29 @@ impl Dense {
 
     pub(super) fn data(&self) -> &Buffer {
         &self.data
+    }
+
+    /// Stacks tensors along out_features: a copy, of whatever values they have.
+    pub(super) fn from_tensors(backend: &CudaBackend, parts: &[&Tensor]) -> Result<Self> {
+        let cols = parts.first().map_or(0, |part| part.cols);
+        let mut rows = 0;
+        for part in parts {
+            expect("prepare_tensors", "parts", *part, part.rows, cols)?;
+            rows += part.rows;
+        }
+        let mut dense = Self::new(&backend.gpu, backend.compute, rows, cols)?;
+        let (storage, stride) = (dense.storage, dense.stride);
+        let mut first = 0;
+        for part in parts {
+            if part.storage == storage && stride == cols {
+                let row = cols * storage.size();
+                backend.gpu.copy(&mut dense.data, first * row, &part.data, 0, part.rows * row)?;
+            } else {
+                backend.convert_rows(dense.write().from_element(first * stride), storage, stride, part)?;
+            }
+            first += part.rows;
+        }
+        Ok(dense)
     }
 
     /// Stacks `parts` along out_features, converted to `storage` on the way. Looks at every weight: one that is not finite is

@@ -10,18 +10,25 @@
 //! **Order.** One compute stream, nothing waits within a layer. Small index arrays (positions, page tables) are uploaded once
 //! and found again by content. Weights come over a second stream ([`driver::Gpu::upload_weights`]).
 
+mod adamw;
 mod argmax;
 mod attention;
+mod attention_backward;
 mod block_influence;
 mod cols;
 mod cross_entropy;
+mod cross_entropy_backward;
 pub mod driver;
+mod dropout;
 mod embedding;
+mod embedding_backward;
+mod fill;
 mod indices;
 pub mod kernels;
 mod kv_cache;
 mod layer_norm;
 mod linear;
+mod linear_backward;
 mod matrix;
 mod nf4;
 pub mod nvml;
@@ -42,7 +49,7 @@ use indices::Indices;
 use kernels::Kernel;
 use nvml::Meter;
 use rows::Convert;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// How the elements of a tensor or matrix are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,15 +107,15 @@ impl Tensor {
     }
 }
 
-/// The device `cuda:N`.
-#[derive(Debug)]
+/// The device `cuda:N`. A clone is the same device: tensors of one are tensors of the other.
+#[derive(Debug, Clone)]
 pub struct CudaBackend {
-    gpu: Gpu,
+    gpu: Arc<Gpu>,
     compute: Storage,
-    indices: Indices,
-    meter: OnceLock<Option<Meter>>,
+    indices: Arc<Indices>,
+    meter: Arc<OnceLock<Option<Meter>>>,
     /// Multiplies bf16 matrices in place of our kernels where it was asked for.
-    cublaslt: Option<CublasLt>,
+    cublaslt: Option<Arc<CublasLt>>,
 }
 
 impl CudaBackend {
@@ -117,17 +124,11 @@ impl CudaBackend {
     /// # Errors
     /// [`Error::Request`] for another dtype; [`Error::Device`] where there is no such GPU, no driver or no kernels.
     pub fn new(compute: Dtype, ordinal: usize) -> Result<Self> {
-        let compute = match compute {
-            Dtype::F32 => Storage::F32,
-            Dtype::Bf16 => Storage::Bf16,
-            Dtype::F16 => {
-                return Err(Error::request("GPUs multiply matrices in f32 or bf16 here, not f16").with_help("use bf16"));
-            }
-        };
+        let compute = storage(compute)?;
         if kernels::CUDA_KERNELS.is_none() {
             return Err(driver::no_kernels());
         }
-        Ok(Self { gpu: Gpu::open(ordinal)?, compute, indices: Indices::default(), meter: OnceLock::new(), cublaslt: None })
+        Ok(Self { gpu: Arc::new(Gpu::open(ordinal)?), compute, indices: Arc::default(), meter: Arc::default(), cublaslt: None })
     }
 
     /// The same, with bf16 products by cuBLASLt: a row's bits may then depend on the rows beside it. Products in f32 stay ours.
@@ -135,7 +136,15 @@ impl CudaBackend {
     /// # Errors
     /// [`Error::Device`] where its library is not on the machine.
     pub fn with_cublaslt(self) -> Result<Self> {
-        Ok(Self { cublaslt: Some(CublasLt::open(&self.gpu)?), ..self })
+        Ok(Self { cublaslt: Some(Arc::new(CublasLt::open(&self.gpu)?)), ..self })
+    }
+
+    /// The same device, multiplying matrices in `compute`.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a dtype other than f32 and bf16.
+    pub fn with_dtype(&self, compute: Dtype) -> Result<Self> {
+        Ok(Self { compute: storage(compute)?, ..self.clone() })
     }
 
     /// The GPU.
@@ -161,6 +170,15 @@ impl CudaBackend {
     }
 }
 
+/// What matrices are stored in that are multiplied in `dtype`.
+fn storage(dtype: Dtype) -> Result<Storage> {
+    match dtype {
+        Dtype::F32 => Ok(Storage::F32),
+        Dtype::Bf16 => Ok(Storage::Bf16),
+        Dtype::F16 => Err(Error::request("GPUs multiply matrices in f32 or bf16 here, not f16").with_help("use bf16")),
+    }
+}
+
 fn elements(rows: usize, cols: usize) -> Result<usize> {
     rows.checked_mul(cols).ok_or_else(|| Error::shape("allocate", "tensor", &[usize::MAX], &[rows, cols]))
 }
@@ -183,6 +201,12 @@ fn kernel_for(op: &'static str, y: Storage, x: Storage, kernels: [Option<Kernel>
         problem: format!("{op}: there is no kernel for a result in {y:?} from {x:?}"),
         help: Some("this is a bug in prunectl; please report it".into()),
     })
+}
+
+/// The kernel for tensors that are all stored alike: in f32 or in bf16, where there are kernels for both.
+fn kernel_of(op: &'static str, first: Storage, others: &[Storage], f32: Option<Kernel>, bf16: Option<Kernel>) -> Result<Kernel> {
+    let kernels = [f32, None, None, bf16];
+    others.iter().try_fold(kernel_for(op, first, first, kernels)?, |_, &other| kernel_for(op, first, other, kernels))
 }
 
 impl Device for CudaBackend {

@@ -1,9 +1,10 @@
-//! Launch of kernels/rope.cu.
+//! Launches of kernels/rope.cu.
 
 use super::driver::Geometry;
+use super::kernels::Kernel;
 use super::{CudaBackend, Storage, Tensor, kernels, size};
 use crate::error::Result;
-use crate::ops::{Rope, RopeArgs};
+use crate::ops::{Rope, RopeArgs, RopeBackward};
 use bytemuck::NoUninit;
 use std::mem::offset_of;
 
@@ -27,15 +28,30 @@ const fn rope_step(half: usize, cols: usize) -> usize {
     if half.is_multiple_of(8) && cols.is_multiple_of(8) { 8 } else { 1 }
 }
 
-impl Rope for CudaBackend {
-    fn rope(&self, args: RopeArgs<'_, Tensor>) -> Result<()> {
+/// Kernels by pairing, in f32 and in bf16.
+struct Kernels {
+    half: [Kernel; 2],
+    interleaved: [Kernel; 2],
+}
+
+const FORWARD: Kernels = Kernels {
+    half: [kernels::ROPE_HALF_F32, kernels::ROPE_HALF_BF16],
+    interleaved: [kernels::ROPE_INTERLEAVED_F32, kernels::ROPE_INTERLEAVED_BF16],
+};
+
+const BACKWARD: Kernels = Kernels {
+    half: [kernels::ROPE_BACKWARD_HALF_F32, kernels::ROPE_BACKWARD_HALF_BF16],
+    interleaved: [kernels::ROPE_BACKWARD_INTERLEAVED_F32, kernels::ROPE_BACKWARD_INTERLEAVED_BF16],
+};
+
+impl CudaBackend {
+    fn rotate(&self, args: RopeArgs<'_, Tensor>, kernels: Kernels) -> Result<()> {
         args.check()?;
         let RopeArgs { x, heads, cos, sin, positions, interleaved } = args;
-        let kernel = match (interleaved, x.storage) {
-            (false, Storage::F32) => kernels::ROPE_HALF_F32,
-            (false, Storage::Bf16) => kernels::ROPE_HALF_BF16,
-            (true, Storage::F32) => kernels::ROPE_INTERLEAVED_F32,
-            (true, Storage::Bf16) => kernels::ROPE_INTERLEAVED_BF16,
+        let [f32, bf16] = if interleaved { kernels.interleaved } else { kernels.half };
+        let kernel = match x.storage {
+            Storage::F32 => f32,
+            Storage::Bf16 => bf16,
         };
         let sizes = RopeSizes {
             rows: size("rope", "x", x.rows)?,
@@ -50,5 +66,17 @@ impl Rope for CudaBackend {
                 self.gpu.launch(kernel, geometry, &[x.write(), cos.read(), sin.read(), positions.read()], sizes)
             })
         })
+    }
+}
+
+impl Rope for CudaBackend {
+    fn rope(&self, args: RopeArgs<'_, Tensor>) -> Result<()> {
+        self.rotate(args, FORWARD)
+    }
+}
+
+impl RopeBackward for CudaBackend {
+    fn rope_backward(&self, args: RopeArgs<'_, Tensor>) -> Result<()> {
+        self.rotate(args, BACKWARD)
     }
 }

@@ -129,6 +129,15 @@ impl<'a> Argument<'a> {
         Self::pointer(buffer, element, true)
     }
 
+    /// The same memory from this element on, which has to be within the buffer. A tensor map stays as it is.
+    #[must_use]
+    pub fn from_element(mut self, first: usize) -> Self {
+        if let Value::Pointer { address, element, .. } = &mut self.value {
+            *address += (first * element.size()) as u64;
+        }
+        self
+    }
+
     /// A buffer the kernel only reads.
     #[must_use]
     pub fn read(buffer: &'a Buffer, element: Element) -> Self {

@@ -1,12 +1,11 @@
 //! The options of commands that run a model, and the model they open.
 
 use super::ui::Ui;
-use crate::backend::DeviceRequest;
 use crate::backend::cpu::CpuBackend;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::CudaBackend;
 use crate::error::{Error, Result};
-use crate::model::{Decoder, LayerPlan, ModelFolder, Residency};
+use crate::model::{LayerPlan, ModelFolder, Residency};
 use crate::ops::Backend;
 use crate::tensor::Dtype;
 use clap::{Args, ValueEnum};
@@ -84,30 +83,33 @@ impl ComputeArgs {
                 Err(Error::request("--gemm cublaslt: the CPU has no cuBLASLt")
                     .with_help("leave --gemm out, or pass --device cuda"))
             }
-            _ => Ok(Opened::Cpu(CpuBackend::new(self.dtype(folder), ui.global.threads)?)),
+            _ => self.cpu(ui, folder).map(Opened::Cpu),
         }
     }
 
-    /// A model on the CPU, for commands whose gradients have no CUDA kernels: they refuse a GPU that is asked for.
-    pub(crate) fn cpu_decoder(
-        &self,
-        ui: &Ui,
-        folder: ModelFolder,
-        residency: Residency,
-        positions: usize,
-    ) -> Result<Decoder<CpuBackend>> {
-        if let request @ DeviceRequest::Cuda(_) = ui.global.device {
-            return Err(Error::Device {
-                problem: format!("--device {request}: this command computes on the CPU only"),
-                help: Some("leave --device out".into()),
-            });
-        }
-        Decoder::new(CpuBackend::new(self.dtype(&folder), ui.global.threads)?, folder, residency, positions)
+    /// Another model on the CPU.
+    pub(crate) fn cpu(&self, ui: &Ui, folder: &ModelFolder) -> Result<CpuBackend> {
+        CpuBackend::new(self.dtype(folder), ui.global.threads)
+    }
+
+    /// Another model on a GPU that is open: its tensors can be used together with the first one's.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn same_gpu(&self, first: &CudaBackend, folder: &ModelFolder) -> Result<CudaBackend> {
+        first.with_dtype(self.dtype(folder))
     }
 
     /// --mem-budget, or half of the free main memory (1 GiB where the system does not say).
     pub(crate) fn cpu_budget(&self) -> u64 {
         self.mem_budget.unwrap_or_else(|| crate::machine::available_memory_bytes().map_or(1 << 30, |free| free / 2))
+    }
+
+    /// What a training may take for activations, once its model is there: --mem-budget, or half of what is free beside the
+    /// `moments` bytes that the optimiser will keep.
+    pub(crate) fn training_budget<B: Backend>(&self, backend: &B, moments: u64) -> Result<u64> {
+        Ok(match backend.free_memory()? {
+            None => self.cpu_budget(),
+            Some(free) => self.mem_budget.unwrap_or(free.saturating_sub(moments) / 2),
+        })
     }
 
     /// The same device for two models that are compared.

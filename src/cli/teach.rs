@@ -1,13 +1,14 @@
 //! `prunectl teach`.
 
-use super::compute::{ComputeArgs, plan};
+use super::compute::{ComputeArgs, Opened, plan};
 use super::data_args::DataArgs;
 use super::examples;
 use super::layers::{LayerList, parse_layers};
 use super::ui::Ui;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::Result;
-use crate::model::{ModelFolder, Residency};
+use crate::model::{Decoder, ModelFolder, Residency};
+use crate::ops::Backend;
 use crate::tasks::teach::teach;
 use crate::tasks::train::data::TrainingSet;
 use crate::tasks::train::filters::Filters;
@@ -49,6 +50,14 @@ pub(crate) struct Teach {
 impl Teach {
     pub(crate) fn run(self, ui: &Ui) -> Result<()> {
         let folder = ModelFolder::open(&self.model)?;
+        match self.compute.open(ui, &folder)? {
+            Opened::Cpu(backend) => self.run_on(ui, backend, folder),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(backend) => self.run_on(ui, *backend, folder),
+        }
+    }
+
+    fn run_on<B: Backend>(&self, ui: &Ui, backend: B, folder: ModelFolder) -> Result<()> {
         let plan = plan(&folder, self.skip.as_deref())?;
         let datasets = self.data.open_all(&self.add_data, folder.config.max_position_embeddings)?;
         let needs = datasets.iter().find(|d| d.needs_tokenizer()).or(datasets.first());
@@ -58,7 +67,8 @@ impl Teach {
         let about =
             About { teacher: folder.fingerprint(), vocab_size, vocabulary: vocabulary(tokenizer.as_ref()), k: self.top_k };
         let longest = set.lengths().into_iter().max().unwrap_or(1);
-        let decoder = self.compute.cpu_decoder(ui, folder, Residency::Streamed, longest)?;
+        let residency = self.compute.memory(&backend, &folder, Residency::Streamed)?.residency;
+        let decoder = Decoder::new(backend, folder, residency, longest)?;
         let report = teach(&decoder, &plan, &set.examples, &about, &self.out, self.force, ui.progress())?;
         let text = format!(
             "{}\n  examples  {} with {} targets\n  kept      {} tokens a target, {:.2} % of the teacher's probability\n  bytes     {}\n  took      {:.1} s\n",

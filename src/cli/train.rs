@@ -1,17 +1,16 @@
 //! `prunectl train-qlora`.
 
-use super::compute::{ComputeArgs, plan};
+use super::compute::{ComputeArgs, Opened, plan};
 use super::data_args::DataArgs;
 use super::examples;
 use super::layers::{LayerList, parse_layers};
 use super::train_args::{DistilArgs, FilterArgs, LoraArgs, OptimiserArgs, TrainLayers};
 use super::ui::Ui;
-use crate::backend::cpu::CpuBackend;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::train::{Differentiable, Trainable};
 use crate::model::{Adapter, Decoder, LayerPlan, ModelFolder, Residency};
-use crate::ops::Device;
+use crate::ops::{Adamw, Shaped, TrainingBackend};
 use crate::report::render_training;
 use crate::tasks::train::data::TrainingSet;
 use crate::tasks::train::output::{AdapterOutput, ModelOutput};
@@ -101,6 +100,24 @@ impl Train {
     pub(crate) fn run(self, ui: &Ui) -> Result<()> {
         let folder = ModelFolder::open(&self.model)?;
         self.refuse_overwriting()?;
+        match self.compute.open(ui, &folder)? {
+            Opened::Cpu(backend) => self.run_on(ui, backend, |folder| self.compute.cpu(ui, folder), folder),
+            #[cfg(feature = "cuda")]
+            Opened::Cuda(backend) => {
+                let first = backend.clone();
+                self.run_on(ui, *backend, |folder| self.compute.same_gpu(&first, folder), folder)
+            }
+        }
+    }
+
+    /// `another`: the same device for a teacher.
+    fn run_on<B: TrainingBackend + Adamw>(
+        &self,
+        ui: &Ui,
+        backend: B,
+        another: impl Fn(&ModelFolder) -> Result<B>,
+        folder: ModelFolder,
+    ) -> Result<()> {
         let plan = plan(&folder, self.skip.as_deref())?;
         let positions = folder.config.max_position_embeddings;
         let datasets = self.data.open_all(&self.add_data, positions)?;
@@ -122,7 +139,7 @@ impl Train {
         let longest = |examples: &[crate::data::Example]| examples.iter().map(|e| e.ids.len()).max().unwrap_or(1);
         let positions = longest(&set.examples).max(eval.as_ref().map_or(1, |(_, examples)| longest(examples)));
         let spoken = vocabulary(tokenizer.as_ref());
-        let teacher = self.teacher(ui, (vocab_size, &spoken), positions, &set)?;
+        let teacher = self.teacher(another, (vocab_size, &spoken), positions, &set)?;
         let (trainable, initial) = self.trainable(&folder, &plan)?;
         let mut options = self.options(&folder, &plan, &set, &trainable);
         options.insert("eval".into(), json!(eval.as_ref().map(|(sha256, _)| sha256)));
@@ -130,34 +147,40 @@ impl Train {
         if let Some(initial) = &initial {
             options.insert("init_adapter".into(), json!(initial.digest()));
         }
-        let request = Request {
-            out: self.out.clone(),
-            order: self.optimiser.order(self.data.options(positions)?.seq_len),
-            length: self.optimiser.length(),
-            lr: self.optimiser.lr,
-            schedule: self.optimiser.schedule.into(),
-            warmup: self.optimiser.warmup,
-            hyper: self.optimiser.hyper()?,
-            eval_every: self.eval_every,
-            patience: self.patience,
-            save_every: self.save_every,
-            mem_budget: self.compute.cpu_budget(),
-            resume: self.resume,
-            force: self.force,
-        };
+        let (order, hyper) = (self.optimiser.order(self.data.options(positions)?.seq_len), self.optimiser.hyper()?);
         let mut folder = folder;
         let quant = self.quant(&trainable)?;
         options.insert("quant".into(), json!(quant.map(|double| if double { "nf4, double" } else { "nf4" })));
         if let Some(double) = quant {
             folder.quantise_nf4(double)?;
         }
-        let decoder = self.compute.cpu_decoder(ui, folder, Residency::Resident, positions)?;
+        let residency = match &trainable {
+            Trainable::Lora(_) => self.compute.memory(&backend, &folder, Residency::Resident)?.residency,
+            Trainable::Full | Trainable::Layers { .. } => Residency::Resident,
+        };
+        let decoder = Decoder::new(backend, folder, residency, positions)?;
         options.insert("device".into(), json!(decoder.backend().name()));
         options.insert("dtype".into(), json!(decoder.backend().compute_dtype().to_string()));
         let mut model = Differentiable::new(decoder, plan, trainable.clone(), self.optimiser.seed)?;
         if let Some(initial) = &initial {
             set_pairs(&mut model, initial)?;
         }
+        model.decoder().make_ready(model.plan(), ui.progress(), "no update was made")?;
+        let request = Request {
+            out: self.out.clone(),
+            order,
+            length: self.optimiser.length(),
+            lr: self.optimiser.lr,
+            schedule: self.optimiser.schedule.into(),
+            warmup: self.optimiser.warmup,
+            hyper,
+            eval_every: self.eval_every,
+            patience: self.patience,
+            save_every: self.save_every,
+            mem_budget: self.compute.training_budget(model.decoder().backend(), moments(&model))?,
+            resume: self.resume,
+            force: self.force,
+        };
         let lora = match &trainable {
             Trainable::Lora(spec) => {
                 Some(AdapterOutput { out: self.out.clone(), base: self.model.display().to_string(), spec: spec.clone() })
@@ -165,7 +188,7 @@ impl Train {
             Trainable::Full | Trainable::Layers { .. } => None,
         };
         let whole = ModelOutput { out: self.out.clone(), model: self.model.clone() };
-        let mut write = |model: &Differentiable<CpuBackend>| match &lora {
+        let mut write = |model: &Differentiable<B>| match &lora {
             Some(output) => output.write(model),
             None => whole.write(model),
         };
@@ -252,7 +275,13 @@ impl Train {
     }
 
     /// Opens the teacher: a folder is a model, a file what `prunectl teach` wrote.
-    fn teacher(&self, ui: &Ui, ours: (usize, &str), positions: usize, set: &TrainingSet) -> Result<Option<OpenedTeacher>> {
+    fn teacher<B: TrainingBackend>(
+        &self,
+        device: impl Fn(&ModelFolder) -> Result<B>,
+        ours: (usize, &str),
+        positions: usize,
+        set: &TrainingSet,
+    ) -> Result<Option<OpenedTeacher<B>>> {
         let Some(path) = &self.distil.teacher else { return Ok(None) };
         if path.is_file() {
             let file = TopKFile::open(path)?;
@@ -267,9 +296,13 @@ impl Train {
         let plan = LayerPlan::without(folder.config.num_hidden_layers, self.distil.teacher_skip.as_deref().unwrap_or_default())?;
         // Where memory is short its layers are read from the mapped file as they are used; the same folder as the student's is
         // mapped once by the system.
-        let (fingerprint, bytes) = (folder.fingerprint(), folder.size_under(&plan).1);
-        let residency = if bytes <= self.compute.cpu_budget() / 4 { Residency::Resident } else { Residency::Streamed };
-        let decoder = self.compute.cpu_decoder(ui, folder, residency, positions)?;
+        let (fingerprint, backend) = (folder.fingerprint(), device(&folder)?);
+        let (bytes, room) = match backend.free_memory()? {
+            None => (folder.size_under(&plan).1, self.compute.cpu_budget()),
+            Some(free) => (folder.bytes_in(backend.compute_dtype()), free),
+        };
+        let residency = if bytes <= room / 4 { Residency::Resident } else { Residency::Streamed };
+        let decoder = Decoder::new(backend, folder, residency, positions)?;
         Ok(Some(OpenedTeacher::Model { decoder: Box::new(decoder), plan, fingerprint }))
     }
 
@@ -325,10 +358,15 @@ fn notes(ui: &Ui, set: &TrainingSet) {
     }
 }
 
+/// Bytes that AdamW will keep of each parameter, in f32.
+fn moments<B: TrainingBackend>(model: &Differentiable<B>) -> u64 {
+    let elements = model.parameters().iter().map(|p| (p.value.rows() * p.value.cols()) as u64).sum::<u64>();
+    elements * 2 * size_of::<f32>() as u64
+}
+
 /// Begins with an adapter's pairs instead of fresh ones.
-fn set_pairs(model: &mut Differentiable<CpuBackend>, adapter: &Adapter) -> Result<()> {
+fn set_pairs<B: TrainingBackend>(model: &mut Differentiable<B>, adapter: &Adapter) -> Result<()> {
     use crate::model::adapter::{Half, tensor_name};
-    use crate::ops::Shaped;
     let (backend, parameters) = model.backend_and_parameters();
     for (layer, linear, pair) in adapter.pairs() {
         for (half, tensor) in [(Half::A, &pair.a), (Half::B, &pair.b)] {
@@ -343,13 +381,13 @@ fn set_pairs(model: &mut Differentiable<CpuBackend>, adapter: &Adapter) -> Resul
 }
 
 /// A teacher that stays open while the student trains.
-enum OpenedTeacher {
-    Model { decoder: Box<Decoder<CpuBackend>>, plan: LayerPlan, fingerprint: String },
+enum OpenedTeacher<B: TrainingBackend> {
+    Model { decoder: Box<Decoder<B>>, plan: LayerPlan, fingerprint: String },
     File(Box<TopKFile>),
 }
 
-impl OpenedTeacher {
-    fn teacher(&self) -> Teacher<'_, CpuBackend> {
+impl<B: TrainingBackend> OpenedTeacher<B> {
+    fn teacher(&self) -> Teacher<'_, B> {
         match self {
             Self::Model { decoder, plan, .. } => Teacher::Model { decoder, plan: plan.clone() },
             Self::File(file) => Teacher::File(file),

@@ -27,7 +27,7 @@ const BF16_LOSS: f64 = 0.000_338;
 
 /// As tests/ops/everywhere.rs finds it.
 #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
-fn gpu() -> bool {
+pub(crate) fn gpu() -> bool {
     let found = kernels::CUDA_KERNELS.is_some() && devices().is_ok_and(|d| !d.is_empty());
     assert!(found || std::env::var_os("PRUNECTL_TEST_DEVICE").is_none(), "PRUNECTL_TEST_DEVICE is set, and there is no GPU");
     if !found {

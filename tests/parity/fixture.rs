@@ -25,7 +25,7 @@ pub(crate) fn decoder(name: &str, threads: usize) -> Decoder<CpuBackend> {
     decoder_on(CpuBackend::new(Dtype::F32, Some(threads)).unwrap(), name)
 }
 
-pub(crate) fn decoder_on(backend: CpuBackend, name: &str) -> Decoder<CpuBackend> {
+pub(crate) fn decoder_on<B: Backend>(backend: B, name: &str) -> Decoder<B> {
     Decoder::new(backend, ModelFolder::open(&folder(name)).unwrap(), Residency::Streamed, 128).unwrap()
 }
 

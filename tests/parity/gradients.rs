@@ -5,7 +5,7 @@ use prunectl::backend::cpu::CpuBackend;
 use prunectl::data::Example;
 use prunectl::model::train::{BatchTargets, Differentiable, LoraSpec, Objective, Trainable};
 use prunectl::model::{Batch, LayerPlan, LinearName, packed_targets};
-use prunectl::ops::{Device, Teacher};
+use prunectl::ops::{Device, Teacher, TrainingBackend};
 use prunectl::tensor::Dtype;
 
 type Model = Differentiable<CpuBackend>;
@@ -14,39 +14,39 @@ fn model(name: &str, plan: LayerPlan, trainable: Trainable) -> Model {
     Differentiable::new(decoder(name, 2), plan, trainable, 7).unwrap()
 }
 
-fn lora(dropout: f32) -> Trainable {
+pub(crate) fn lora(dropout: f32) -> Trainable {
     Trainable::Lora(LoraSpec { r: 5, alpha: 8.0, rslora: true, dropout, targets: LinearName::ALL.to_vec() })
 }
 
-struct Packed {
-    batch: Batch,
-    rows: Vec<u32>,
+pub(crate) struct Packed {
+    pub(crate) batch: Batch,
+    pub(crate) rows: Vec<u32>,
     tokens: Vec<u32>,
 }
 
 impl Packed {
-    fn new(examples: &[Example]) -> Self {
+    pub(crate) fn new(examples: &[Example]) -> Self {
         let batch = Batch::pack(examples.iter().map(|e| e.ids.as_slice()));
         let (rows, tokens) = packed_targets(&batch.starts, examples.iter().map(|e| e.targets.as_slice()));
         Self { batch, rows, tokens }
     }
 
-    fn targets(&self) -> BatchTargets<'_> {
+    pub(crate) fn targets(&self) -> BatchTargets<'_> {
         BatchTargets { rows: &self.rows, tokens: &self.tokens }
     }
 
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / self.rows.len() as f32
     }
 }
 
-fn grads(model: &Model) -> Vec<(String, Vec<f32>)> {
+pub(crate) fn grads<B: TrainingBackend>(model: &Differentiable<B>) -> Vec<(String, Vec<f32>)> {
     let backend = model.decoder().backend();
     model.parameters().iter().map(|p| (p.name.clone(), backend.download(&p.grad).unwrap())).collect()
 }
 
-/// The policy of whole models: an element may err by 1e-5 of its tensor's largest.
-fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+/// The policy of whole models: an element may err by some part (1e-5 on the CPU) of its tensor's largest.
+pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len(), "{what}: number of elements");
     let largest = expected.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
     for (i, (&f, &e)) in found.iter().zip(expected).enumerate() {
@@ -74,14 +74,14 @@ fn gradients_of_every_parameter_equal_transformers() {
 }
 
 /// Error of a whole gradient, relative to its length.
-fn distance(found: &[f32], expected: &[f32]) -> f64 {
+pub(crate) fn distance(found: &[f32], expected: &[f32]) -> f64 {
     let length = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let error = length(&mut found.iter().zip(expected).map(|(&f, &e)| f64::from(f) - f64::from(e)));
     error / length(&mut expected.iter().map(|&e| f64::from(e)))
 }
 
 /// The worst such error of transformers itself in bf16, over all parameters (scripts/measure-bf16-fixtures).
-const BF16: [(&str, f64); 5] =
+pub(crate) const BF16: [(&str, f64); 5] =
     [("llama", 0.0330), ("llama-tied-llama3rope", 0.0388), ("qwen2", 0.0886), ("cohere", 0.0247), ("cohere-qknorm", 0.0259)];
 
 #[test]
@@ -166,7 +166,7 @@ fn kept_activations_change_no_bit() {
 }
 
 /// Moves every parameter a little, so that LoRA's B is not zero and gradients of A do not vanish.
-fn stir(model: &mut Model) {
+pub(crate) fn stir<B: TrainingBackend>(model: &mut Differentiable<B>) {
     let (backend, parameters) = model.backend_and_parameters();
     for (seed, parameter) in parameters.iter_mut().enumerate() {
         let mut values = backend.download(&parameter.value).unwrap();

@@ -6,6 +6,8 @@
 mod cuda;
 mod fixture;
 mod gradients;
+#[cfg(feature = "cuda")]
+mod gradients_cuda;
 mod invariance;
 mod lora;
 mod nf4;

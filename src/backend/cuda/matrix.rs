@@ -99,11 +99,16 @@ pub(super) const fn stride(storage: Storage, cols: usize) -> usize {
 }
 
 impl Dense {
-    /// [rows, cols] to be restored from four bits: of unspecified content, in memory that the compute stream writes.
-    pub(super) fn to_restore(gpu: &Gpu, storage: Storage, rows: usize, cols: usize) -> Result<Self> {
+    /// [rows, cols] of unspecified content, in memory that the compute stream writes.
+    fn new(gpu: &Gpu, storage: Storage, rows: usize, cols: usize) -> Result<Self> {
         let stride = stride(storage, cols);
         let data = gpu.allocate(elements(rows, stride)?.saturating_mul(storage.size()))?;
-        Ok(Self { rows, cols, storage, stride, restored: true, data })
+        Ok(Self { rows, cols, storage, stride, restored: false, data })
+    }
+
+    /// The same, to be restored from four bits.
+    pub(super) fn to_restore(gpu: &Gpu, storage: Storage, rows: usize, cols: usize) -> Result<Self> {
+        Ok(Self { restored: true, ..Self::new(gpu, storage, rows, cols)? })
     }
 
     pub(super) fn write(&mut self) -> Argument<'_> {

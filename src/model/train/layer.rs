@@ -81,14 +81,15 @@ struct PairWork<B: TrainingBackend> {
 
 impl<B: TrainingBackend> Activations<B> {
     pub(super) fn new(backend: &B) -> Result<Self> {
-        let empty = || backend.zeros(0, 0);
+        // What a matrix product reads next may be stored as the product rounds it; the residual stream may not.
+        let empty = || backend.scratch(0, 0);
         let [a, b, c, d, e, f, g] = [empty()?, empty()?, empty()?, empty()?, empty()?, empty()?, empty()?];
         Ok(Self {
             normed: empty()?,
             qkv_before_norm: empty()?,
             qkv: empty()?,
             attended: empty()?,
-            middle: empty()?,
+            middle: backend.zeros(0, 0)?,
             middle_normed: empty()?,
             gate_up: empty()?,
             activated: empty()?,
@@ -111,9 +112,10 @@ impl<B: TrainingBackend> Activations<B> {
 
 impl<B: TrainingBackend> Work<B> {
     pub(super) fn new(backend: &B) -> Result<Self> {
-        let empty = || backend.zeros(0, 0);
+        let empty = || backend.scratch(0, 0);
         Ok(Self {
-            d_normed: empty()?,
+            // Several products add to it.
+            d_normed: backend.zeros(0, 0)?,
             d_qkv: empty()?,
             d_attended: empty()?,
             d_activated: empty()?,

@@ -48,7 +48,8 @@ impl<B: TrainingBackend> Differentiable<B> {
     /// Parameters with the folder's values; LoRA pairs as PEFT begins them, drawn from `seed`. `plan`: the layers that run.
     ///
     /// # Errors
-    /// [`Error::Request`](crate::Error::Request) for options that cannot be; [`Error::Data`](crate::Error::Data) for a missing tensor; [`Error::Device`](crate::Error::Device) when memory is short.
+    /// [`Error::Request`](crate::Error::Request) for options that cannot be; [`Error::Data`](crate::Error::Data) for a missing
+    /// tensor; [`Error::Device`](crate::Error::Device) when memory is short.
     pub fn new(decoder: Decoder<B>, plan: LayerPlan, trainable: Trainable, seed: u64) -> Result<Self> {
         let parameters = Parameters::new(decoder.backend(), decoder.folder(), &plan, &trainable, seed)?;
         let lora = match trainable {

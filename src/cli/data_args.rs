@@ -72,7 +72,8 @@ impl DataArgs {
         })
     }
 
-    /// The data, then each of `more` read the same way but whole: --limit and --shuffle are for --data alone.
+    /// What is trained on: the data, then each of `more` read the same way but whole (--limit and --shuffle are for --data
+    /// alone). Hypotheses that translate wrote are learnt.
     ///
     /// # Errors
     /// As [`DataArgs::options`] and [`Dataset::open`].
@@ -80,7 +81,11 @@ impl DataArgs {
         let options = self.options(max_positions)?;
         let also = |path: &Path| DataOptions { path: path.to_path_buf(), limit: None, shuffle: None, ..options.clone() };
         let all = std::iter::once(options.clone()).chain(more.iter().map(|path| also(path)));
-        all.map(|options| Dataset::open(&options)).collect()
+        let open = |options| {
+            let mut data = Dataset::open(&options)?;
+            data.learn_hypotheses().map(|()| data)
+        };
+        all.map(open).collect()
     }
 }
 

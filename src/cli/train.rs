@@ -42,7 +42,8 @@ pub(crate) struct Train {
     model: PathBuf,
     #[command(flatten)]
     data: DataArgs,
-    /// More training data, whole; exact duplicates in all data together are dropped
+    /// More training data, whole; exact duplicates in all data together are dropped. Of what `prunectl translate` wrote the
+    /// hypotheses are learnt
     #[arg(long, value_name = "FILE")]
     add_data: Vec<PathBuf>,
     /// Folder for the result

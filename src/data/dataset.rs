@@ -93,6 +93,14 @@ impl Dataset {
         })
     }
 
+    /// Learns what `prunectl translate` wrote: where a record has a `hypothesis`, it takes the place of the target.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the line.
+    pub fn learn_hypotheses(&mut self) -> Result<()> {
+        records::learn_hypotheses(&self.path, &mut self.records)
+    }
+
     /// True unless every record is already tokenised.
     #[must_use]
     pub fn needs_tokenizer(&self) -> bool {

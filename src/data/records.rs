@@ -58,6 +58,41 @@ pub enum RecordKind {
     },
 }
 
+impl Record {
+    /// Puts `hypothesis`, which `prunectl translate` wrote beside the record, where the text to be learnt stands: a teacher's
+    /// texts are learnt, not the references beside them. A record without one stays as it is.
+    ///
+    /// # Errors
+    /// What is wrong with the field: no string, or beside `input_ids`, which have no text.
+    fn learn_hypothesis(&mut self) -> Result<(), Problem> {
+        let Some(hypothesis) = optional_string(&self.object, "hypothesis")? else { return Ok(()) };
+        match &mut self.kind {
+            RecordKind::Text { text } => {
+                self.kind = RecordKind::Completion { prompt: std::mem::take(text), completion: Some(hypothesis) };
+            }
+            RecordKind::Translation { target, .. } => *target = Some(hypothesis),
+            RecordKind::Completion { completion, .. } => *completion = Some(hypothesis),
+            RecordKind::Messages { messages } => {
+                let role = |message: &Value| message.get("role").and_then(Value::as_str) == Some("assistant");
+                messages.truncate(messages.iter().rposition(role).unwrap_or(messages.len()));
+                messages.push(serde_json::json!({"role": "assistant", "content": hypothesis}));
+            }
+            RecordKind::Tokens { .. } => {
+                return Err(Problem::new("field hypothesis: a text beside input_ids cannot be learnt"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// [`Record`]s of a file that `prunectl translate` wrote, with the hypotheses as what is learnt.
+///
+/// # Errors
+/// [`Error::Data`] naming the line.
+pub fn learn_hypotheses(path: &Path, records: &mut [Record]) -> Result<()> {
+    records.iter_mut().try_for_each(|record| record.learn_hypothesis().map_err(|problem| problem.at(path, record.line)))
+}
+
 /// The fields that decide what a record is; exactly one of them must be there.
 const LEADING_FIELDS: [&str; 5] = ["text", "source", "prompt", "messages", "input_ids"];
 /// Fields that mean nothing without their leading field.

@@ -420,6 +420,15 @@ fn filters_duplicates_and_more_data_are_counted() {
     assert_eq!(data[0]["dropped"], json!({"ratio": 1, "too_short": 0, "too_long": 0, "markup": 1, "copies": 0}));
     assert_eq!((&data[0]["examples"], &data[1]["examples"], &data[1]["duplicates"]), (&json!(1), &json!(1), &json!(1)));
     ran.err("2 records were filtered out: 1 by their lengths' ratio, 1 with markup").err("more.jsonl: 1 duplicates were dropped");
+    // What a teacher wrote beside a reference is what is learnt: no duplicate of the first pair, and one of the second.
+    let written = |source: &str, hypothesis: &str| {
+        json!({"source": source, "target": "eins zwei", "hypothesis": hypothesis, "tokens": 2}).to_string() + "\n"
+    };
+    dir.write("taught.jsonl", [written("one two", "zwei eins"), written("one", "eins zwei drei vier")].concat());
+    let data = &run(&["--add-data", "taught.jsonl", "--json"]).code(0).json()["data"];
+    assert_eq!((&data[1]["examples"], &data[1]["duplicates"]), (&json!(1), &json!(1)));
+    dir.write("taught.jsonl", "{\"source\": \"one\", \"hypothesis\": 3}\n");
+    run(&["--add-data", "taught.jsonl"]).code(1).err("taught.jsonl: line 1: field hypothesis: expected a string, found a number");
     run(&["--filter-min-words", "9"]).code(2).err("nothing is left to train on: the filters dropped all 3 records");
     dir.write("text.txt", "some text");
     run(&["--data", "text.txt"]).code(2);

@@ -46,6 +46,8 @@ enum Group {
     Attention,
     /// Linear layers with weights in four bits
     Nf4,
+    /// Gradients and the optimiser
+    Train,
     /// One exact round of a scan (--dtype and --mem-budget apply)
     Scan,
 }
@@ -76,6 +78,7 @@ impl Bench {
             Group::Gemm => What::Gemm,
             Group::Attention => What::Attention,
             Group::Nf4 => What::Nf4,
+            Group::Train => What::Train,
             Group::Scan => return self.scan(ui, shape),
         };
         if self.records.or(self.tokens).or(self.scored).is_some() {

@@ -35,7 +35,9 @@ fn ops_of(report: &Value) -> BTreeSet<&str> {
 #[test]
 fn every_op_has_a_row_with_a_finite_positive_share() {
     let report = bench(&["--shape", "tiny", "--repeats", "1", "--json", "--device", "cpu"]).code(0).json();
-    assert_eq!(ops_of(&report), ops::ALL.iter().copied().collect());
+    assert_eq!(ops_of(&report), ops::ALL.iter().chain(ops::TRAINING).copied().collect());
+    let report = bench(&["train", "--shape", "tiny", "--repeats", "1", "--json", "--device", "cpu"]).code(0).json();
+    assert_eq!(ops_of(&report), ["adamw", "squared_norm"].iter().chain(ops::TRAINING).copied().collect());
 }
 
 #[test]

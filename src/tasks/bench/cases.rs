@@ -162,7 +162,7 @@ fn attention_flops(heads: Heads, keys: usize) -> f64 {
     4.0 * (keys * heads.q_cols()) as f64
 }
 
-fn scale(heads: Heads) -> f32 {
+pub(super) fn scale(heads: Heads) -> f32 {
     1.0 / (heads.head_dim as f32).sqrt()
 }
 

@@ -8,13 +8,14 @@ mod nf4;
 mod rows;
 pub mod scan;
 mod sizes;
+mod train;
 mod yardstick;
 
 pub use sizes::Shape;
 
 use crate::backend::cpu::CpuBackend;
 use crate::error::Result;
-use crate::ops::{Backend, Device};
+use crate::ops::{Adamw, Device, TrainingBackend};
 use crate::progress::Progress;
 use crate::tensor::Dtype;
 use cases::Make;
@@ -34,6 +35,8 @@ pub enum What {
     Attention,
     /// Linear layers in four bits.
     Nf4,
+    /// Gradients and the optimiser.
+    Train,
 }
 
 /// What to measure.
@@ -165,7 +168,7 @@ impl<B: Device> Backends<B> {
 /// [`Error::Device`](crate::Error::Device) without threads.
 pub fn cpu_cases(what: What, shape: Shape, threads: Option<usize>) -> Result<impl ExactSizeIterator<Item = Result<Case>>> {
     let backends = on_cpu(threads)?;
-    Ok(with_optimiser(what, shape).into_iter().map(move |make| make(&backends)))
+    Ok(all(what, shape).into_iter().map(move |make| make(&backends)))
 }
 
 /// The CPU keeps bf16 weights in two bytes in either arithmetic.
@@ -173,13 +176,13 @@ fn on_cpu(threads: Option<usize>) -> Result<Backends<CpuBackend>> {
     Backends::open(|dtype| CpuBackend::new(dtype, threads), |_| Dtype::Bf16.size())
 }
 
-/// Ops of models and of the optimiser.
-fn with_optimiser<B: Backend + crate::ops::Adamw + 'static>(what: What, shape: Shape) -> Vec<Make<B>> {
-    let mut makes = cases::all(what, shape);
-    if what == What::Ops {
-        makes.extend(rows::optimiser(shape));
+/// Ops of models and of training.
+fn all<B: TrainingBackend + Adamw + 'static>(what: What, shape: Shape) -> Vec<Make<B>> {
+    match what {
+        What::Train => train::all(shape),
+        What::Ops => cases::all(what, shape).into_iter().chain(train::all(shape)).collect(),
+        What::Gemm | What::Attention | What::Nf4 => cases::all(what, shape),
     }
-    makes
 }
 
 /// Measures.
@@ -193,7 +196,7 @@ pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report> {
     }
     let backends = on_cpu(request.threads)?;
     let mut yardstick = CpuYardstick::new(backends.f32.clone());
-    let measured = measure_all(request, with_optimiser(request.what, request.shape), &backends, &mut yardstick, progress)?;
+    let measured = measure_all(request, all(request.what, request.shape), &backends, &mut yardstick, progress)?;
     Ok(Report {
         isa: Some(backends.f32.isa().name()),
         threads: Some(backends.f32.threads()),

@@ -1,0 +1,266 @@
+//! What a training step adds to a forward pass: gradients of every op, and the optimiser. Tensors are stored as training has
+//! them, in f32; a batch is a micro-batch of 1024 rows at most.
+
+use super::cases::{Make, linears, scale, tensor, weights};
+use super::rows::optimiser;
+use super::sizes::Sizes;
+use super::{Backends, Case, Limit, Shape};
+use crate::error::{Error, Result};
+use crate::ops::{
+    Adamw, AttentionBackwardArgs, CrossEntropyBackwardArgs, Device, DropoutArgs, DropoutMask, EmbeddingBackwardArgs,
+    HeadNormBackwardArgs, LayerNormBackwardArgs, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs,
+    RmsNormBackwardArgs, RopeArgs, SwigluBackwardArgs, TrainingBackend,
+};
+use crate::tensor::Dtype;
+use std::sync::Arc;
+
+/// Rows of a micro-batch.
+const MOST_ROWS: usize = 1024;
+/// Rank of a LoRA pair.
+const RANK: usize = 64;
+
+pub(super) fn all<B: TrainingBackend + Adamw + 'static>(shape: Shape) -> Vec<Make<B>> {
+    let sizes = shape.sizes();
+    let mut cases: Vec<Make<B>> = Vec::new();
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let [qkv, gate_up, down] = linears(sizes);
+        for (inputs, outputs) in [qkv, gate_up, down, (sizes.hidden, RANK), (RANK, sizes.hidden)] {
+            let make = move |op| Step { sizes, dtype, op, inputs, outputs };
+            cases.push(Box::new(move |on| make("linear_backward_input").input_gradient(on)));
+            cases.push(Box::new(move |on| make("linear_backward_weight").weight_gradient(on)));
+        }
+        for whole in [false, true] {
+            cases.push(Box::new(move |on| cross_entropy_backward(on, sizes, dtype, whole)));
+        }
+    }
+    for (sequences, length) in sizes.packed {
+        cases.push(Box::new(move |on| attention_backward(on, sizes, sequences, length)));
+    }
+    let make = |case: fn(&Rows<B>) -> Result<Case>| -> Make<B> { Box::new(move |on| case(&Rows::new(on, sizes))) };
+    cases.extend([
+        make(rms_norm_backward),
+        make(layer_norm_backward),
+        make(head_norm_backward),
+        make(rope_backward),
+        make(swiglu_backward),
+        make(embedding_backward),
+        make(linear_backward_bias),
+        make(dropout),
+        make(fill),
+    ]);
+    cases.extend(optimiser(shape));
+    cases
+}
+
+fn flops(dtype: Dtype) -> Limit {
+    if dtype == Dtype::Bf16 { Limit::Bf16Flops } else { Limit::F32Flops }
+}
+
+fn rows(sizes: Sizes) -> usize {
+    sizes.batch.min(MOST_ROWS)
+}
+
+/// A gradient of a linear layer.
+struct Step {
+    sizes: Sizes,
+    dtype: Dtype,
+    op: &'static str,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Step {
+    fn case(self, call: impl FnMut() -> Result<()> + 'static) -> Result<Case> {
+        let Self { sizes, dtype, op, inputs, outputs } = self;
+        let rows = rows(sizes);
+        let (case, work) = (format!("{rows} rows, {inputs} -> {outputs}"), 2.0 * (rows * inputs * outputs) as f64);
+        Ok(Case { op, case, dtype, limit: flops(dtype), work, call: Box::new(call) })
+    }
+
+    fn input_gradient<B: TrainingBackend + 'static>(self, on: &Backends<B>) -> Result<Case> {
+        let (backend, rows, inputs, outputs) = (on.of(self.dtype), rows(self.sizes), self.inputs, self.outputs);
+        let weight = weights(&*backend, outputs, inputs)?;
+        let (d_y, mut d_x) = (tensor(&*backend, rows, outputs)?, backend.zeros(rows, inputs)?);
+        self.case(move || {
+            backend.linear_backward_input(LinearBackwardInputArgs {
+                d_x: &mut d_x,
+                d_y: &d_y,
+                weight: &weight,
+                accumulate: false,
+            })
+        })
+    }
+
+    fn weight_gradient<B: TrainingBackend + 'static>(self, on: &Backends<B>) -> Result<Case> {
+        let (backend, rows, inputs, outputs) = (on.of(self.dtype), rows(self.sizes), self.inputs, self.outputs);
+        let (x, d_y) = (tensor(&*backend, rows, inputs)?, tensor(&*backend, rows, outputs)?);
+        let mut d_weight = backend.zeros(outputs, inputs)?;
+        self.case(move || {
+            let d_weight = &mut d_weight;
+            backend.linear_backward_weight(LinearBackwardWeightArgs { d_weight, x: &x, d_y: &d_y, first_col: 0, scale: 1e-3 })
+        })
+    }
+}
+
+/// `whole`: with the gradient of the head.
+fn cross_entropy_backward<B: TrainingBackend + 'static>(
+    on: &Backends<B>,
+    sizes: Sizes,
+    dtype: Dtype,
+    whole: bool,
+) -> Result<Case> {
+    let Sizes { hidden, vocab, targets: rows, .. } = sizes;
+    let backend = on.of(dtype);
+    let (head, x, mut d_x) = (weights(&*backend, vocab, hidden)?, tensor(&*backend, rows, hidden)?, backend.zeros(rows, hidden)?);
+    let mut d_head = if whole { Some(backend.zeros(vocab, hidden)?) } else { None };
+    let targets = vec![7; rows];
+    let call = Box::new(move || {
+        let (d_x, d_head, x, head, targets) = (&mut d_x, d_head.as_mut(), &x, &head, targets.as_slice());
+        let args = CrossEntropyBackwardArgs { d_x, d_head, x, head, targets, logit_scale: 1.0, scale: 1e-3, distillation: None };
+        backend.cross_entropy_backward(args).map(|_| ())
+    });
+    let case = format!("{rows} rows, {hidden} -> {vocab}{}", if whole { ", with d_head" } else { "" });
+    let work = (if whole { 6.0 } else { 4.0 }) * (rows * hidden * vocab) as f64;
+    Ok(Case { op: "cross_entropy_backward", case, dtype, limit: flops(dtype), work, call })
+}
+
+fn attention_backward<B: TrainingBackend + 'static>(
+    on: &Backends<B>,
+    sizes: Sizes,
+    sequences: usize,
+    length: usize,
+) -> Result<Case> {
+    let Sizes { heads, .. } = sizes;
+    let dtype = on.activations();
+    let backend = on.of(dtype);
+    let rows = sequences * length;
+    let (qkv, y, d_y) = (
+        tensor(&*backend, rows, heads.qkv_cols())?,
+        tensor(&*backend, rows, heads.q_cols())?,
+        tensor(&*backend, rows, heads.q_cols())?,
+    );
+    let mut d_qkv = backend.zeros(rows, heads.qkv_cols())?;
+    let starts = (0..=sequences)
+        .map(|s| u32::try_from(s * length).map_err(|_| Error::request("too many rows for a bench")))
+        .collect::<Result<Vec<u32>>>()?;
+    let scale = scale(heads);
+    let call = Box::new(move || {
+        let (qkv, y, d_y, starts) = (&qkv, &y, &d_y, starts.as_slice());
+        backend.attention_backward(AttentionBackwardArgs { d_qkv: &mut d_qkv, qkv, y, d_y, heads, starts, scale })
+    });
+    // q k^T again, d_y v^T, and the gradients of q, k and v: five products of the causal half.
+    let work = 10.0 * (sequences * length * (length + 1) / 2 * heads.q_cols()) as f64;
+    let case = format!("{sequences} sequences of {length}");
+    Ok(Case { op: "attention_backward", case, dtype, limit: flops(dtype), work, call })
+}
+
+/// The backend and a micro-batch.
+struct Rows<B> {
+    backend: Arc<B>,
+    sizes: Sizes,
+    rows: usize,
+}
+
+impl<B: Device> Rows<B> {
+    fn new(on: &Backends<B>, sizes: Sizes) -> Self {
+        Self { backend: on.of(Dtype::F32), sizes, rows: rows(sizes) }
+    }
+
+    /// A case of `reads_and_writes` f32 numbers an element of a [rows, cols] tensor.
+    fn case(
+        &self,
+        op: &'static str,
+        cols: usize,
+        reads_and_writes: f64,
+        call: impl FnMut() -> Result<()> + 'static,
+    ) -> Result<Case> {
+        let work = 4.0 * reads_and_writes * (self.rows * cols) as f64;
+        let case = format!("{} x {cols}", self.rows);
+        Ok(Case { op, case, dtype: Dtype::F32, limit: Limit::MemoryBytes, work, call: Box::new(call) })
+    }
+
+    fn tensor(&self, cols: usize) -> Result<B::Tensor> {
+        tensor(&*self.backend, self.rows, cols)
+    }
+}
+
+fn rms_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
+    let (x, d_y, mut d_x) = (on.tensor(hidden)?, on.tensor(hidden)?, on.tensor(hidden)?);
+    let (weight, mut d_weight) = (tensor(&*backend, 1, hidden)?, backend.zeros(1, hidden)?);
+    on.case("rms_norm_backward", hidden, 4.0, move || {
+        let (d_x, d_weight, x, weight, d_y) = (&mut d_x, Some(&mut d_weight), &x, &weight, &d_y);
+        backend.rms_norm_backward(RmsNormBackwardArgs { d_x, d_weight, x, weight, d_y, eps: 1e-5 })
+    })
+}
+
+fn layer_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
+    let (x, d_y, mut d_x) = (on.tensor(hidden)?, on.tensor(hidden)?, on.tensor(hidden)?);
+    let (weight, mut d_weight) = (tensor(&*backend, 1, hidden)?, backend.zeros(1, hidden)?);
+    on.case("layer_norm_backward", hidden, 4.0, move || {
+        let (d_x, d_weight, x, weight, d_y) = (&mut d_x, Some(&mut d_weight), &x, &weight, &d_y);
+        backend.layer_norm_backward(LayerNormBackwardArgs { d_x, d_weight, x, weight, d_y, eps: 1e-5 })
+    })
+}
+
+fn head_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, heads) = (on.backend.clone(), on.sizes.heads);
+    let (x, mut d) = (on.tensor(heads.qkv_cols())?, on.tensor(heads.qkv_cols())?);
+    let (weight, mut d_weight) = (tensor(&*backend, heads.heads, heads.head_dim)?, backend.zeros(heads.heads, heads.head_dim)?);
+    on.case("head_norm_backward", heads.q_cols(), 3.0, move || {
+        let (d, d_weight, x, weight) = (&mut d, Some(&mut d_weight), &x, &weight);
+        backend.head_norm_backward(HeadNormBackwardArgs { d, d_weight, x, weight, first_col: 0, eps: 1e-5 })
+    })
+}
+
+fn rope_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, cut) = (on.backend.clone(), on.sizes.heads);
+    let (half, heads) = (cut.head_dim / 2, cut.heads + cut.kv_heads);
+    // A rotation by nothing.
+    let (cos, sin) = (backend.upload(1, half, &vec![1.0; half])?, backend.zeros(1, half)?);
+    let (mut x, positions) = (on.tensor(cut.qkv_cols())?, vec![0; on.rows]);
+    on.case("rope_backward", heads * cut.head_dim, 2.0, move || {
+        let (x, cos, sin, positions) = (&mut x, &cos, &sin, positions.as_slice());
+        backend.rope_backward(RopeArgs { x, heads, cos, sin, positions, interleaved: false })
+    })
+}
+
+fn swiglu_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, intermediate) = (on.backend.clone(), on.sizes.intermediate);
+    let (gate_up, d_y, mut d_gate_up) = (on.tensor(2 * intermediate)?, on.tensor(intermediate)?, on.tensor(2 * intermediate)?);
+    on.case("swiglu_backward", intermediate, 5.0, move || {
+        backend.swiglu_backward(SwigluBackwardArgs { d_gate_up: &mut d_gate_up, gate_up: &gate_up, d_y: &d_y })
+    })
+}
+
+fn embedding_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, Sizes { vocab, hidden, .. }) = (on.backend.clone(), on.sizes);
+    let (d_y, mut d_table) = (on.tensor(hidden)?, backend.zeros(vocab, hidden)?);
+    let ids = (0..on.rows).map(|i| u32::try_from(i * 1657 % vocab)).collect::<Result<Vec<_>, _>>();
+    let ids = ids.map_err(|_| Error::request("too many tokens for a bench"))?;
+    on.case("embedding_backward", hidden, 3.0, move || {
+        backend.embedding_backward(EmbeddingBackwardArgs { d_table: &mut d_table, d_y: &d_y, ids: &ids })
+    })
+}
+
+fn linear_backward_bias<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, cols) = (on.backend.clone(), on.sizes.heads.qkv_cols());
+    let (d_y, mut d_bias) = (on.tensor(cols)?, backend.zeros(1, cols)?);
+    on.case("linear_backward_bias", cols, 1.0, move || {
+        backend.linear_backward_bias(LinearBackwardBiasArgs { d_bias: &mut d_bias, d_y: &d_y, first_col: 0 })
+    })
+}
+
+fn dropout<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
+    let (x, mut y) = (on.tensor(hidden)?, on.tensor(hidden)?);
+    let mask = DropoutMask { seed: 1, stream: 2, probability: 0.1 };
+    on.case("dropout", hidden, 2.0, move || backend.dropout(DropoutArgs { y: &mut y, x: &x, mask }))
+}
+
+fn fill<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
+    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
+    let mut y = on.tensor(hidden)?;
+    on.case("fill", hidden, 1.0, move || backend.fill(&mut y, 0.0))
+}

@@ -64,7 +64,11 @@ pub fn render_training(model: &str, report: &Report, data: &[DataFile]) -> Strin
         },
         Curve { id: "speed", title: "Tokens a second", smooth: true, from_zero: true, points: speed, label: &whole },
     ];
-    page.push_str("<section>\n<h2>Course of the training</h2>\n<p>Faint: each update. Strong: mean of the last twenty.</p>\n<div class=\"charts\">\n");
+    page.push_str("<section>\n<h2>Course of the training</h2>\n");
+    if charts.iter().any(Curve::has_means) {
+        page.push_str("<p>Faint: each update. Strong: mean of the last twenty.</p>\n");
+    }
+    page.push_str("<div class=\"charts\">\n");
     charts.iter().for_each(|curve| page.push_str(&curve.render()));
     page.push_str("</div>\n</section>\n");
     if !evaluations.is_empty() {
@@ -170,6 +174,11 @@ const DRAWN: usize = 600;
 const WINDOW: usize = 20;
 
 impl Curve<'_> {
+    /// Whether there are points enough for their means to say more.
+    fn has_means(&self) -> bool {
+        self.smooth && self.points.iter().filter(|point| point.1.is_finite()).count() > 2 * WINDOW
+    }
+
     /// The curve as a figure of HTML; nothing where there are fewer than two points.
     #[expect(clippy::cast_precision_loss, reason = "a position in a drawing")]
     fn render(&self) -> String {
@@ -233,7 +242,7 @@ impl Curve<'_> {
                 .collect();
             let _ = writeln!(out, "<path class=\"{class}\" d=\"M{}\"/>", path.join("L"));
         };
-        if self.smooth && points.len() > 2 * WINDOW {
+        if self.has_means() {
             let means: Vec<(u64, f64)> = points
                 .windows(WINDOW)
                 .map(|window| (window[WINDOW - 1].0, window.iter().map(|p| p.1).sum::<f64>() / WINDOW as f64))
@@ -316,5 +325,12 @@ mod tests {
     fn a_training_of_one_step_has_a_page_without_curves() {
         let page = render_training("m", &report(1), &[]);
         assert!(page.contains("</html>") && !page.contains("id=\"loss\""));
+    }
+
+    #[test]
+    fn means_are_named_where_they_are_drawn() {
+        let [few, many] = [30, 60].map(|steps| render_training("m", &report(steps), &[]));
+        assert!(!few.contains("mean of the last twenty") && !few.contains("curve faint"));
+        assert!(many.contains("mean of the last twenty") && many.contains("curve faint"));
     }
 }

@@ -301,12 +301,29 @@ __device__ __forceinline__ void add_d_weight(float* d_weight, uint32_t row, uint
     }
 }
 
+// Chain after chain by one block; or, where the grid has as many layers as there are chains, each by its own block into `chains`.
 template <typename T>
-__device__ __forceinline__ void weight_mma(unsigned char* shared, float* d_weight, const bf16* x, const bf16* d_y,
+__device__ __forceinline__ void weight_mma(unsigned char* shared, float* d_weight, float* chains, const bf16* x, const bf16* d_y,
                                            LinearBackwardWeightSizes sizes) {
     const Tile tile = own_tile<T>(sizes.out_features, sizes.in_features);
     const Operand<bf16, Depth::Outer> a = {d_y, sizes.out_features, sizes.d_y_stride};
     const Operand<bf16, Depth::Outer> b = {x, sizes.in_features, sizes.x_stride};
+    if (gridDim.y > 1) {
+        const uint32_t from = blockIdx.y * CHAIN_ROWS;
+        Sums<T> sums = {};
+        multiply<T>(sums, reinterpret_cast<bf16*>(shared), a, b, tile, from, min(from + CHAIN_ROWS, sizes.rows));
+        float* own = chains + static_cast<size_t>(blockIdx.y) * sizes.out_features * sizes.in_features;
+        const auto keep = [&](uint32_t row, uint32_t col, float sum) {
+            if (row < sizes.out_features && col < sizes.in_features) {
+                own[static_cast<size_t>(row) * sizes.in_features + col] = sum;
+            }
+        };
+        each_pair<T>(sums, tile, [&](uint32_t row, uint32_t col, float first, float second) {
+            keep(row, col, first);
+            keep(row, col + 1, second);
+        });
+        return;
+    }
     for (uint32_t from = 0; from < sizes.rows; from += CHAIN_ROWS) {
         Sums<T> sums = {};
         multiply<T>(sums, reinterpret_cast<bf16*>(shared), a, b, tile, from, min(from + CHAIN_ROWS, sizes.rows));
@@ -321,24 +338,44 @@ __device__ __forceinline__ void weight_mma(unsigned char* shared, float* d_weigh
 
 // linear_backward_weight_<tiles>_bf16: d_weight += scale * d_y^T x.  d_y: [rows, out_features] bf16;  x: [rows, in_features] bf16;
 // d_weight: [out_features, in_features] f32. Products exact, sums in f32: chains of 2048 rows, in steps of 16 in ascending order by
-// mma.m16n8k16, each added by a fused multiply-add.
-// Geometry: a block a tile of d_weight; THREADS and SHARED_BYTES of the tile.  Any sizes.
+// mma.m16n8k16, each added by a fused multiply-add.  chains: [chains, out_features, in_features] f32 (=) instead of d_weight, where
+// the grid has a layer for each chain: LoRA pairs have too few tiles to cover the multiprocessors.
+// Geometry: grid (tiles of d_weight, 1 or the number of chains); THREADS and SHARED_BYTES of the tile.  Any sizes.
 // Limit: 2 rows out_features in_features FLOPs.
 extern "C" __global__ void __launch_bounds__(LargeTiles::THREADS, 1)
-    linear_backward_weight_large_bf16(float* __restrict__ d_weight, const bf16* __restrict__ x, const bf16* __restrict__ d_y,
-                                     LinearBackwardWeightSizes sizes) {
+    linear_backward_weight_large_bf16(float* __restrict__ d_weight, float* __restrict__ chains, const bf16* __restrict__ x,
+                                      const bf16* __restrict__ d_y, LinearBackwardWeightSizes sizes) {
     DYN_SMEM(shared);
-    weight_mma<LargeTiles>(shared, d_weight, x, d_y, sizes);
+    weight_mma<LargeTiles>(shared, d_weight, chains, x, d_y, sizes);
 }
 EXPORT_KERNEL(linear_backward_weight_large_bf16, LargeTiles::THREADS)
 
 extern "C" __global__ void __launch_bounds__(SmallTiles::THREADS)
-    linear_backward_weight_small_bf16(float* __restrict__ d_weight, const bf16* __restrict__ x, const bf16* __restrict__ d_y,
-                                     LinearBackwardWeightSizes sizes) {
+    linear_backward_weight_small_bf16(float* __restrict__ d_weight, float* __restrict__ chains, const bf16* __restrict__ x,
+                                      const bf16* __restrict__ d_y, LinearBackwardWeightSizes sizes) {
     DYN_SMEM(shared);
-    weight_mma<SmallTiles>(shared, d_weight, x, d_y, sizes);
+    weight_mma<SmallTiles>(shared, d_weight, chains, x, d_y, sizes);
 }
 EXPORT_KERNEL(linear_backward_weight_small_bf16, SmallTiles::THREADS)
+
+constexpr int CHAIN_THREADS = 256;
+
+// linear_backward_weight_chains: d_weight += scale * chain, for each of the chains above in ascending order, by fused multiply-adds:
+// the bits of the block that walks them all.  Geometry: 256 threads a block, a thread an element.  Limit: the chains read once.
+extern "C" __global__ void __launch_bounds__(CHAIN_THREADS)
+    linear_backward_weight_chains(float* __restrict__ d_weight, const float* __restrict__ chains, LinearBackwardWeightSizes sizes) {
+    const size_t count = static_cast<size_t>(sizes.out_features) * sizes.in_features;
+    const size_t at = static_cast<size_t>(blockIdx.x) * CHAIN_THREADS + threadIdx.x;
+    if (at >= count) {
+        return;
+    }
+    float sum = d_weight[at];
+    for (uint32_t from = 0; from < sizes.rows; from += CHAIN_ROWS) {
+        sum = fmaf(sizes.scale, chains[from / CHAIN_ROWS * count + at], sum);
+    }
+    d_weight[at] = sum;
+}
+EXPORT_KERNEL(linear_backward_weight_chains, CHAIN_THREADS)
 
 // linear_backward_weight_f32: the same in f32: one fused multiply-add a product, the bits of the CPU backend.  Geometry and limit as
 // linear_backward_input_f32_f32.

@@ -162,6 +162,7 @@ impl Train {
         let decoder = Decoder::new(backend, folder, residency, positions)?;
         options.insert("device".into(), json!(decoder.backend().name()));
         options.insert("dtype".into(), json!(decoder.backend().compute_dtype().to_string()));
+        options.insert("gemm".into(), json!(decoder.backend().gemm()));
         let mut model = Differentiable::new(decoder, plan, trainable.clone(), self.optimiser.seed)?;
         if let Some(initial) = &initial {
             set_pairs(&mut model, initial)?;

@@ -21,5 +21,7 @@ mod score;
 mod shell;
 mod signals;
 mod train;
+#[cfg(feature = "cuda")]
+mod train_cuda;
 mod translate;
 mod util;

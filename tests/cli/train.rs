@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Records of token ids that can be learnt: each counts up from its own start by its own step.
-fn records(dir: &Dir, name: &str, records: usize, tokens: usize) -> PathBuf {
+pub(crate) fn records(dir: &Dir, name: &str, records: usize, tokens: usize) -> PathBuf {
     let lines: Vec<String> = (0..records)
         .map(|r| {
             let ids: Vec<usize> = (0..tokens - r % 3).map(|t| 3 + (r * 31 + t * (1 + r % 5)) % 250).collect();
@@ -26,12 +26,12 @@ fn command(dir: &Dir, model: &str, out: &str, args: &[&str]) -> Run {
         .args(if args.contains(&"--full") || args.contains(&"--train-layers") { &[][..] } else { &["--quant", "none"] })
 }
 
-fn train(dir: &Dir, model: &str, out: &str, args: &[&str]) -> Ran {
+pub(crate) fn train(dir: &Dir, model: &str, out: &str, args: &[&str]) -> Ran {
     command(dir, model, out, args).run()
 }
 
 /// metrics.ndjson without what differs from run to run.
-fn metrics(dir: &Dir, out: &str) -> Vec<Value> {
+pub(crate) fn metrics(dir: &Dir, out: &str) -> Vec<Value> {
     let text = dir.read(&format!("{out}/metrics.ndjson"));
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();
@@ -41,15 +41,15 @@ fn metrics(dir: &Dir, out: &str) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
-fn losses(dir: &Dir, out: &str) -> Vec<f64> {
+pub(crate) fn losses(dir: &Dir, out: &str) -> Vec<f64> {
     metrics(dir, out).iter().filter_map(|line| line["loss"].as_f64()).collect()
 }
 
-fn bytes(dir: &Dir, file: &str) -> Vec<u8> {
+pub(crate) fn bytes(dir: &Dir, file: &str) -> Vec<u8> {
     std::fs::read(dir.path().join(file)).unwrap_or_else(|e| panic!("{file}: {e}"))
 }
 
-const ADAPTER: &str = "adapter_model.safetensors";
+pub(crate) const ADAPTER: &str = "adapter_model.safetensors";
 
 #[test]
 fn it_writes_what_scripts_rely_on() {
@@ -106,7 +106,7 @@ fn only_the_product_of_batch_and_accumulation_counts() {
 }
 
 /// Kills a training after longer and longer times until it ends by itself; each run resumes the one before.
-fn killed_again_and_again(dir: &Dir, out: &str, args: &[&str]) -> usize {
+pub(crate) fn killed_again_and_again(dir: &Dir, out: &str, args: &[&str]) -> usize {
     let mut kills = 0;
     loop {
         let resume: &[&str] = if dir.exists(&format!("{out}/metrics.ndjson")) { &["--resume"] } else { &[] };

@@ -1,6 +1,6 @@
 //! Launches of kernels/linear_backward.cu.
 
-use super::driver::{Argument, Geometry};
+use super::driver::{Argument, Element, Geometry};
 use super::matrix::stride;
 use super::{CudaBackend, Dense, Matrix, Storage, Tensor, kernel_for, kernels, size};
 use crate::error::Result;
@@ -13,6 +13,12 @@ use std::mem::offset_of;
 /// Threads of a block and columns it sums: COLUMN_THREADS and WARP of reduce.cuh.
 pub(super) const COLUMN_BLOCK: u32 = 512;
 pub(super) const COLUMNS: usize = 32;
+
+/// Rows whose products are one chain, CHAIN_ROWS of the kernels.
+const CHAIN_ROWS: usize = 2048;
+
+/// Threads of a block that adds chains up, CHAIN_THREADS of the kernels.
+const CHAIN_BLOCK: u32 = 256;
 
 /// Mirrors LinearBackwardInputSizes of the kernels.
 #[derive(Debug, Clone, Copy, NoUninit)]
@@ -146,6 +152,7 @@ impl CudaBackend {
             return Ok(());
         }
         let tiles = self.gradient_tiles(self.compute, d_weight.rows, d_weight.cols);
+        let count = tiles.count(d_weight.rows, d_weight.cols);
         let mma = if tiles.side == LARGE.side {
             kernels::LINEAR_BACKWARD_WEIGHT_LARGE_BF16
         } else {
@@ -161,9 +168,23 @@ impl CudaBackend {
             x_stride: size(OP, "x", x.stride)?,
             scale,
         };
-        let grid = size(OP, "d_weight", tiles.count(d_weight.rows, d_weight.cols))?;
+        let grid = size(OP, "d_weight", count)?;
         let geometry = Geometry { shared: tiles.shared, ..Geometry::row(grid, tiles.block) };
-        self.gpu.launch(kernel, geometry, &[d_weight.write(), x.data, d_y.data], sizes)
+        if self.compute == Storage::F32 {
+            return self.gpu.launch(kernel, geometry, &[d_weight.write(), x.data, d_y.data], sizes);
+        }
+        let few = count < self.gpu.facts().multiprocessors as usize;
+        let chains = if few { rows.div_ceil(CHAIN_ROWS) } else { 1 };
+        let elements = d_weight.rows * d_weight.cols;
+        let mut kept = self.gpu.allocate(if chains > 1 { chains * elements * size_of::<f32>() } else { 0 })?;
+        let geometry = Geometry { grid: [grid, size(OP, "d_y", chains)?, 1], ..geometry };
+        let arguments = [d_weight.write(), Argument::write(&mut kept, Element::F32), x.data, d_y.data];
+        self.gpu.launch(kernel, geometry, &arguments, sizes)?;
+        if chains > 1 {
+            let arguments = [d_weight.write(), Argument::read(&kept, Element::F32)];
+            self.gpu.launch(kernels::LINEAR_BACKWARD_WEIGHT_CHAINS, Geometry::over(elements, CHAIN_BLOCK)?, &arguments, sizes)?;
+        }
+        Ok(())
     }
 }
 

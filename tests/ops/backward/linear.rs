@@ -42,9 +42,9 @@ fn own_size(case: LinearCase) -> usize {
 
 #[test]
 fn linear() {
-    for &case in
-        LINEAR.iter().chain(&[LinearCase { rows: 2100, in_features: 35, out_features: 67, bias: false, accumulate: false }])
-    {
+    // Several chains of rows, in few tiles and in enough for the emulated multiprocessors.
+    let chains = |in_features, out_features| LinearCase { rows: 2100, in_features, out_features, bias: false, accumulate: false };
+    for &case in LINEAR.iter().chain(&[chains(35, 67), chains(130, 131)]) {
         let LinearCase { rows, in_features, out_features, accumulate, .. } = case;
         let (x, w, d_y) = (floats(1, rows * in_features), floats(2, out_features * in_features), floats(3, rows * out_features));
         let (before, before_w) = (floats(4, rows * in_features), floats(5, out_features * in_features));

@@ -29,11 +29,11 @@ const _: () =
 /// What a block computes: rows and columns of y, its threads and its dynamic shared memory. Mirrors MmaTiles, WgmmaTiles and
 /// FmaTiles of the kernels.
 #[derive(Debug, Clone, Copy)]
-struct Tiles {
-    rows: u32,
-    cols: u32,
-    block: u32,
-    shared: u32,
+pub(super) struct Tiles {
+    pub(super) rows: u32,
+    pub(super) cols: u32,
+    pub(super) block: u32,
+    pub(super) shared: u32,
 }
 
 const MANY_ROWS: Tiles = Tiles { rows: 128, cols: 128, block: 256, shared: 3 * (128 + 128) * 64 * 2 };
@@ -46,7 +46,7 @@ const MANY_ROWS_F32: Tiles = Tiles { rows: 64, cols: 64, block: 256, shared: 0 }
 const FEW_ROWS_F32: Tiles = Tiles { rows: 8, cols: 128, block: 256, shared: 0 };
 
 impl Tiles {
-    fn count(self, rows: usize, cols: usize) -> usize {
+    pub(super) fn count(self, rows: usize, cols: usize) -> usize {
         rows.div_ceil(self.rows as usize) * cols.div_ceil(self.cols as usize)
     }
 }
@@ -128,12 +128,14 @@ impl CudaBackend {
             // Nothing to add up: TMA and cuBLASLt know no matrix without elements.
             Storage::Bf16 if weight.stride == 0 => Family::Mma,
             Storage::Bf16 if self.cublaslt.is_some() => Family::CublasLt,
-            // Few rows read the codes by mma.sync.
-            Storage::Bf16 if weight.restored => Family::Mma,
-            // Machine code with wgmma runs on exactly this compute capability.
-            Storage::Bf16 if self.gpu.facts().compute_capability == (9, 0) => Family::Wgmma,
+            Storage::Bf16 if self.has_wgmma() => Family::Wgmma,
             Storage::Bf16 => Family::Mma,
         }
+    }
+
+    /// Machine code with wgmma runs on exactly this compute capability.
+    pub(super) fn has_wgmma(&self) -> bool {
+        self.gpu.facts().compute_capability == (9, 0)
     }
 
     /// True where at least one tile for each multiprocessor covers y.

@@ -75,8 +75,6 @@ pub struct Dense {
     pub(super) storage: Storage,
     /// Elements from one row to the next.
     pub(super) stride: usize,
-    /// From four bits, for one use.
-    pub(super) restored: bool,
     data: Buffer,
 }
 
@@ -100,15 +98,10 @@ pub(super) const fn stride(storage: Storage, cols: usize) -> usize {
 
 impl Dense {
     /// [rows, cols] of unspecified content, in memory that the compute stream writes.
-    fn new(gpu: &Gpu, storage: Storage, rows: usize, cols: usize) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, storage: Storage, rows: usize, cols: usize) -> Result<Self> {
         let stride = stride(storage, cols);
         let data = gpu.allocate(elements(rows, stride)?.saturating_mul(storage.size()))?;
-        Ok(Self { rows, cols, storage, stride, restored: false, data })
-    }
-
-    /// The same, to be restored from four bits.
-    pub(super) fn to_restore(gpu: &Gpu, storage: Storage, rows: usize, cols: usize) -> Result<Self> {
-        Ok(Self { restored: true, ..Self::new(gpu, storage, rows, cols)? })
+        Ok(Self { rows, cols, storage, stride, data })
     }
 
     pub(super) fn write(&mut self) -> Argument<'_> {
@@ -167,7 +160,7 @@ impl Dense {
             let first = range.start / unit;
             bytes.par_chunks_mut(unit).enumerate().try_for_each(|(row, out)| write_row(parts, first + row, cols, storage, out))
         })?;
-        Ok(Self { rows, cols, storage, stride, restored: false, data })
+        Ok(Self { rows, cols, storage, stride, data })
     }
 }
 

@@ -1,9 +1,9 @@
-//! Launches of kernels/nf4.cu: matrices that stay in four bits on the GPU. Up to [`FEW_ROWS`] rows they are widened in
-//! registers on their way into the product; for more, and for every other op, the one matrix is restored into memory from the
-//! driver's pool, used, and given back.
+//! Launches of kernels/nf4.cu and kernels/nf4_wgmma.cu: matrices that stay in four bits on the GPU. Up to [`FEW_ROWS`] rows
+//! they are widened on their way into the product; for more, and for every other op, the one matrix is restored into memory
+//! from the driver's pool, used, and given back.
 
 use super::driver::{Argument, Buffer, Element, Geometry, Gpu};
-use super::linear::LinearSizes;
+use super::linear::{LinearSizes, Tiles};
 use super::{CudaBackend, Dense, Matrix, Storage, Tensor, kernels, size};
 use crate::error::{Error, Result};
 use crate::ops::{Device, LinearArgs, Nf4};
@@ -11,15 +11,13 @@ use crate::quant::{BLOCK, CODEBOOK, Nf4Tensor};
 use bytemuck::NoUninit;
 use std::mem::offset_of;
 
-/// Rows up to which products read the codes. A tile of 16 rows looks every weight up once, which takes about as long as reading
-/// its code from memory; restoring it takes eight times the bytes of its code (0.56 read, 2 written, 2 read again).
+/// Rows up to which products read the codes. A tile (16 or 64 rows) looks every weight up once, which takes about as long as
+/// reading its code from memory; restoring it takes eight times the bytes of its code (0.56 read, 2 written, 2 read again).
 const FEW_ROWS: usize = 64;
 
-/// Rows and columns of y that a block computes, its threads and dynamic shared memory: Nf4Tiles of the kernels.
-const TILE_ROWS: usize = 16;
-const TILE_COLS: usize = 32;
-const TILE_BLOCK: u32 = 128;
-const TILE_SHARED: u32 = 6 * (16 * 256 * 2 + 32 * (256 / 2 + 16));
+/// Nf4Tiles and Nf4WgmmaTiles of the kernels.
+const MMA: Tiles = Tiles { rows: 16, cols: 32, block: 128, shared: 6 * (16 * 256 * 2 + 32 * (256 / 2 + 16)) };
+const WGMMA: Tiles = Tiles { rows: 64, cols: 32, block: 128, shared: 4 * (64 * 128 * 2 + 32 * (128 / 2 + 16)) + 32 * 128 * 2 };
 
 /// Threads a block that restores weights, and how many weights each of them takes.
 const RESTORE_BLOCK: u32 = 256;
@@ -105,7 +103,7 @@ impl Nf4Matrix {
 impl CudaBackend {
     /// The matrix in the dtype matrices are multiplied in.
     pub(super) fn dequantise(&self, nf4: &Nf4Matrix) -> Result<Dense> {
-        let mut dense = Dense::to_restore(&self.gpu, self.compute, nf4.rows, nf4.cols)?;
+        let mut dense = Dense::new(&self.gpu, self.compute, nf4.rows, nf4.cols)?;
         let kernel = match self.compute {
             Storage::F32 => kernels::NF4_DEQUANTISE_F32,
             Storage::Bf16 => kernels::NF4_DEQUANTISE_BF16,
@@ -118,13 +116,15 @@ impl CudaBackend {
     /// Linear of [`few_rows`], in bf16 arithmetic.
     pub(super) fn nf4_few_rows(&self, nf4: &Nf4Matrix, args: LinearArgs<'_, Tensor, Matrix>) -> Result<()> {
         let LinearArgs { y, x, bias, accumulate, .. } = args;
-        let kernel = match y.storage {
-            Storage::F32 => kernels::NF4_LINEAR_FEW_F32,
-            Storage::Bf16 => kernels::NF4_LINEAR_FEW_BF16,
+        let (tiles, [to_f32, to_bf16]) = if self.has_wgmma() {
+            (WGMMA, [kernels::NF4_LINEAR_WGMMA_F32, kernels::NF4_LINEAR_WGMMA_BF16])
+        } else {
+            (MMA, [kernels::NF4_LINEAR_FEW_F32, kernels::NF4_LINEAR_FEW_BF16])
         };
+        let kernel = if y.storage == Storage::F32 { to_f32 } else { to_bf16 };
         let sizes = nf4.sizes(y.rows, bias.is_some(), accumulate)?;
-        let grid = size("nf4", "y", y.rows.div_ceil(TILE_ROWS) * nf4.rows.div_ceil(TILE_COLS))?;
-        let geometry = Geometry { shared: TILE_SHARED, ..Geometry::row(grid, TILE_BLOCK) };
+        let grid = size("nf4", "y", tiles.count(y.rows, nf4.rows))?;
+        let geometry = Geometry { shared: tiles.shared, ..Geometry::row(grid, tiles.block) };
         let x = self.operand_as(x, Storage::Bf16)?;
         let y = y.write();
         self.with_bias(bias, |bias| self.gpu.launch(kernel, geometry, &[y, x.read(), nf4.read(), bias.read()], sizes))

@@ -5,10 +5,6 @@ use prunectl::ops;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-#[cfg(feature = "cuda")]
-/// Ops that only the optimiser uses.
-const OPTIMISER: [&str; 2] = ["adamw", "squared_norm"];
-
 fn bench(args: &[&str]) -> Ran {
     Dir::new().prunectl().arg("bench").args(args).run()
 }
@@ -74,7 +70,8 @@ fn the_same_on_a_gpu_which_says_when_it_is_the_emulated_one() {
     let on_gpu = |args: &[&str]| bench(&[args, &["--shape", "tiny", "--repeats", "1", "--device", "cuda"]].concat()).code(0);
     let emulated = crate::cuda::emulated();
     for (what, expected) in [
-        ("ops", ops::ALL.iter().copied().filter(|op| !OPTIMISER.contains(op)).collect::<BTreeSet<_>>()),
+        ("ops", ops::ALL.iter().chain(ops::TRAINING).copied().collect::<BTreeSet<_>>()),
+        ("train", ["adamw", "squared_norm"].iter().chain(ops::TRAINING).copied().collect()),
         ("nf4", BTreeSet::from(["linear"])),
         ("gemm", BTreeSet::from(["linear", "cross_entropy", "argmax"])),
     ] {

@@ -22,6 +22,9 @@ const LOGITS_BYTES: usize = 256 << 20;
 /// Rows at a time are a multiple of this, where they are more: whole tiles of the products.
 const ROWS_STEP: usize = 128;
 
+/// Most rows at a time: the products do not get faster with more.
+const MOST_ROWS: usize = 2048;
+
 /// Mirrors GradientSizes of the kernels.
 #[derive(Debug, Clone, Copy, NoUninit)]
 #[repr(C)]
@@ -134,7 +137,8 @@ impl CrossEntropyBackward for CudaBackend {
         let sides = if matches!(told, Told::States { .. }) { 2 } else { 1 };
         let a_row = vocab * sides * size_of::<f32>() + stride * self.compute.size();
         let at_once = LOGITS_BYTES / a_row;
-        let at_once = if at_once > ROWS_STEP { at_once / ROWS_STEP * ROWS_STEP } else { at_once.max(16) }.min(rows);
+        let at_once =
+            if at_once > ROWS_STEP { at_once / ROWS_STEP * ROWS_STEP } else { at_once.max(16) }.min(MOST_ROWS).min(rows);
         let mut group = Group {
             logits: self.tensor(at_once, vocab, Storage::F32)?,
             teacher_logits: (sides == 2).then(|| self.tensor(at_once, vocab, Storage::F32)).transpose()?,

@@ -3,10 +3,10 @@
 
 use super::cases::{activations, values, weights};
 use super::yardstick::Yardstick;
-use super::{Backends, Limit, Report, Request, Shape, cases, measure_all};
+use super::{Backends, Limit, Report, Request, Shape, measure_all};
 use crate::backend::cuda::driver::{self, EMULATED, Facts};
 use crate::backend::cuda::{CudaBackend, Matrix, Tensor, nvml};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{Device, Linear, LinearArgs, Shaped};
 use crate::progress::Progress;
 use crate::tensor::Dtype;
@@ -164,10 +164,7 @@ pub(super) fn run(request: &Request, ordinal: usize, progress: &dyn Progress) ->
     let backends = Backends::open(|dtype| CudaBackend::new(dtype, ordinal), Dtype::size)?;
     let mut yardstick = CudaYardstick::new(&backends, request)?;
     let watch = Watch::begin(backends.f32.gpu().facts())?;
-    if request.what == super::What::Train {
-        return Err(Error::request("bench train measures the CPU only").with_help("add --device cpu"));
-    }
-    let makes = cases::all(request.what, request.shape);
+    let makes = super::all(request.what, request.shape);
     let measured = measure_all(request, makes, &backends, &mut yardstick, progress)?;
     let gpu = Some(watch.end());
     Ok(Report { gpu, ..measured.report(request, backends.f32.name(), yardstick.name()) })

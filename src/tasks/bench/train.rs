@@ -1,7 +1,8 @@
 //! What a training step adds to a forward pass: gradients of every op, and the optimiser. Tensors are stored as training has
-//! them, in f32; a batch is a micro-batch of 1024 rows at most.
+//! them: within a layer as the device likes it, the residual stream, the norms' gradients and those of parameters in f32. A batch
+//! is a micro-batch of 1024 rows at most.
 
-use super::cases::{Make, linears, scale, tensor, weights};
+use super::cases::{Make, activations, linears, scale, tensor, weights};
 use super::rows::optimiser;
 use super::sizes::Sizes;
 use super::{Backends, Case, Limit, Shape};
@@ -80,7 +81,7 @@ impl Step {
     fn input_gradient<B: TrainingBackend + 'static>(self, on: &Backends<B>) -> Result<Case> {
         let (backend, rows, inputs, outputs) = (on.of(self.dtype), rows(self.sizes), self.inputs, self.outputs);
         let weight = weights(&*backend, outputs, inputs)?;
-        let (d_y, mut d_x) = (tensor(&*backend, rows, outputs)?, backend.zeros(rows, inputs)?);
+        let (d_y, mut d_x) = (activations(&*backend, rows, outputs)?, backend.scratch(rows, inputs)?);
         self.case(move || {
             backend.linear_backward_input(LinearBackwardInputArgs {
                 d_x: &mut d_x,
@@ -93,7 +94,7 @@ impl Step {
 
     fn weight_gradient<B: TrainingBackend + 'static>(self, on: &Backends<B>) -> Result<Case> {
         let (backend, rows, inputs, outputs) = (on.of(self.dtype), rows(self.sizes), self.inputs, self.outputs);
-        let (x, d_y) = (tensor(&*backend, rows, inputs)?, tensor(&*backend, rows, outputs)?);
+        let (x, d_y) = (activations(&*backend, rows, inputs)?, activations(&*backend, rows, outputs)?);
         let mut d_weight = backend.zeros(outputs, inputs)?;
         self.case(move || {
             let d_weight = &mut d_weight;
@@ -135,11 +136,11 @@ fn attention_backward<B: TrainingBackend + 'static>(
     let backend = on.of(dtype);
     let rows = sequences * length;
     let (qkv, y, d_y) = (
-        tensor(&*backend, rows, heads.qkv_cols())?,
-        tensor(&*backend, rows, heads.q_cols())?,
-        tensor(&*backend, rows, heads.q_cols())?,
+        activations(&*backend, rows, heads.qkv_cols())?,
+        activations(&*backend, rows, heads.q_cols())?,
+        activations(&*backend, rows, heads.q_cols())?,
     );
-    let mut d_qkv = backend.zeros(rows, heads.qkv_cols())?;
+    let mut d_qkv = backend.scratch(rows, heads.qkv_cols())?;
     let starts = (0..=sequences)
         .map(|s| u32::try_from(s * length).map_err(|_| Error::request("too many rows for a bench")))
         .collect::<Result<Vec<u32>>>()?;
@@ -154,33 +155,38 @@ fn attention_backward<B: TrainingBackend + 'static>(
     Ok(Case { op: "attention_backward", case, dtype, limit: flops(dtype), work, call })
 }
 
-/// The backend and a micro-batch.
+/// The backend whose activations are stored as in a model, and a micro-batch.
 struct Rows<B> {
     backend: Arc<B>,
+    dtype: Dtype,
     sizes: Sizes,
     rows: usize,
 }
 
 impl<B: Device> Rows<B> {
     fn new(on: &Backends<B>, sizes: Sizes) -> Self {
-        Self { backend: on.of(Dtype::F32), sizes, rows: rows(sizes) }
+        let dtype = on.activations();
+        Self { backend: on.of(dtype), dtype, sizes, rows: rows(sizes) }
     }
 
-    /// A case of `reads_and_writes` f32 numbers an element of a [rows, cols] tensor.
-    fn case(
-        &self,
-        op: &'static str,
-        cols: usize,
-        reads_and_writes: f64,
-        call: impl FnMut() -> Result<()> + 'static,
-    ) -> Result<Case> {
-        let work = 4.0 * reads_and_writes * (self.rows * cols) as f64;
+    /// Bytes of an element within a layer.
+    fn within(&self) -> f64 {
+        self.backend.scratch_dtype().size() as f64
+    }
+
+    /// A case of `bytes_each` bytes, read or written, for each element of a [rows, cols] tensor.
+    fn case(&self, op: &'static str, cols: usize, bytes_each: f64, call: impl FnMut() -> Result<()> + 'static) -> Result<Case> {
+        let work = bytes_each * (self.rows * cols) as f64;
         let case = format!("{} x {cols}", self.rows);
-        Ok(Case { op, case, dtype: Dtype::F32, limit: Limit::MemoryBytes, work, call: Box::new(call) })
+        Ok(Case { op, case, dtype: self.dtype, limit: Limit::MemoryBytes, work, call: Box::new(call) })
     }
 
     fn tensor(&self, cols: usize) -> Result<B::Tensor> {
         tensor(&*self.backend, self.rows, cols)
+    }
+
+    fn activations(&self, cols: usize) -> Result<B::Tensor> {
+        activations(&*self.backend, self.rows, cols)
     }
 }
 
@@ -188,7 +194,7 @@ fn rms_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case>
     let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
     let (x, d_y, mut d_x) = (on.tensor(hidden)?, on.tensor(hidden)?, on.tensor(hidden)?);
     let (weight, mut d_weight) = (tensor(&*backend, 1, hidden)?, backend.zeros(1, hidden)?);
-    on.case("rms_norm_backward", hidden, 4.0, move || {
+    on.case("rms_norm_backward", hidden, 4.0 * 4.0, move || {
         let (d_x, d_weight, x, weight, d_y) = (&mut d_x, Some(&mut d_weight), &x, &weight, &d_y);
         backend.rms_norm_backward(RmsNormBackwardArgs { d_x, d_weight, x, weight, d_y, eps: 1e-5 })
     })
@@ -198,7 +204,7 @@ fn layer_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Cas
     let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
     let (x, d_y, mut d_x) = (on.tensor(hidden)?, on.tensor(hidden)?, on.tensor(hidden)?);
     let (weight, mut d_weight) = (tensor(&*backend, 1, hidden)?, backend.zeros(1, hidden)?);
-    on.case("layer_norm_backward", hidden, 4.0, move || {
+    on.case("layer_norm_backward", hidden, 4.0 * 4.0, move || {
         let (d_x, d_weight, x, weight, d_y) = (&mut d_x, Some(&mut d_weight), &x, &weight, &d_y);
         backend.layer_norm_backward(LayerNormBackwardArgs { d_x, d_weight, x, weight, d_y, eps: 1e-5 })
     })
@@ -206,9 +212,9 @@ fn layer_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Cas
 
 fn head_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
     let (backend, heads) = (on.backend.clone(), on.sizes.heads);
-    let (x, mut d) = (on.tensor(heads.qkv_cols())?, on.tensor(heads.qkv_cols())?);
+    let (x, mut d) = (on.activations(heads.qkv_cols())?, on.activations(heads.qkv_cols())?);
     let (weight, mut d_weight) = (tensor(&*backend, heads.heads, heads.head_dim)?, backend.zeros(heads.heads, heads.head_dim)?);
-    on.case("head_norm_backward", heads.q_cols(), 3.0, move || {
+    on.case("head_norm_backward", heads.q_cols(), 3.0 * on.within(), move || {
         let (d, d_weight, x, weight) = (&mut d, Some(&mut d_weight), &x, &weight);
         backend.head_norm_backward(HeadNormBackwardArgs { d, d_weight, x, weight, first_col: 0, eps: 1e-5 })
     })
@@ -219,8 +225,8 @@ fn rope_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
     let (half, heads) = (cut.head_dim / 2, cut.heads + cut.kv_heads);
     // A rotation by nothing.
     let (cos, sin) = (backend.upload(1, half, &vec![1.0; half])?, backend.zeros(1, half)?);
-    let (mut x, positions) = (on.tensor(cut.qkv_cols())?, vec![0; on.rows]);
-    on.case("rope_backward", heads * cut.head_dim, 2.0, move || {
+    let (mut x, positions) = (on.activations(cut.qkv_cols())?, vec![0; on.rows]);
+    on.case("rope_backward", heads * cut.head_dim, 2.0 * on.within(), move || {
         let (x, cos, sin, positions) = (&mut x, &cos, &sin, positions.as_slice());
         backend.rope_backward(RopeArgs { x, heads, cos, sin, positions, interleaved: false })
     })
@@ -228,8 +234,9 @@ fn rope_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
 
 fn swiglu_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
     let (backend, intermediate) = (on.backend.clone(), on.sizes.intermediate);
-    let (gate_up, d_y, mut d_gate_up) = (on.tensor(2 * intermediate)?, on.tensor(intermediate)?, on.tensor(2 * intermediate)?);
-    on.case("swiglu_backward", intermediate, 5.0, move || {
+    let (gate_up, d_y) = (on.activations(2 * intermediate)?, on.activations(intermediate)?);
+    let mut d_gate_up = on.activations(2 * intermediate)?;
+    on.case("swiglu_backward", intermediate, 5.0 * on.within(), move || {
         backend.swiglu_backward(SwigluBackwardArgs { d_gate_up: &mut d_gate_up, gate_up: &gate_up, d_y: &d_y })
     })
 }
@@ -239,28 +246,28 @@ fn embedding_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case
     let (d_y, mut d_table) = (on.tensor(hidden)?, backend.zeros(vocab, hidden)?);
     let ids = (0..on.rows).map(|i| u32::try_from(i * 1657 % vocab)).collect::<Result<Vec<_>, _>>();
     let ids = ids.map_err(|_| Error::request("too many tokens for a bench"))?;
-    on.case("embedding_backward", hidden, 3.0, move || {
+    on.case("embedding_backward", hidden, 3.0 * 4.0, move || {
         backend.embedding_backward(EmbeddingBackwardArgs { d_table: &mut d_table, d_y: &d_y, ids: &ids })
     })
 }
 
 fn linear_backward_bias<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
     let (backend, cols) = (on.backend.clone(), on.sizes.heads.qkv_cols());
-    let (d_y, mut d_bias) = (on.tensor(cols)?, backend.zeros(1, cols)?);
-    on.case("linear_backward_bias", cols, 1.0, move || {
+    let (d_y, mut d_bias) = (on.activations(cols)?, backend.zeros(1, cols)?);
+    on.case("linear_backward_bias", cols, on.within(), move || {
         backend.linear_backward_bias(LinearBackwardBiasArgs { d_bias: &mut d_bias, d_y: &d_y, first_col: 0 })
     })
 }
 
 fn dropout<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
     let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
-    let (x, mut y) = (on.tensor(hidden)?, on.tensor(hidden)?);
+    let (x, mut y) = (on.activations(hidden)?, on.activations(hidden)?);
     let mask = DropoutMask { seed: 1, stream: 2, probability: 0.1 };
-    on.case("dropout", hidden, 2.0, move || backend.dropout(DropoutArgs { y: &mut y, x: &x, mask }))
+    on.case("dropout", hidden, 2.0 * on.within(), move || backend.dropout(DropoutArgs { y: &mut y, x: &x, mask }))
 }
 
 fn fill<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
     let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
     let mut y = on.tensor(hidden)?;
-    on.case("fill", hidden, 1.0, move || backend.fill(&mut y, 0.0))
+    on.case("fill", hidden, 4.0, move || backend.fill(&mut y, 0.0))
 }

@@ -209,9 +209,10 @@ fn cross_entropy() {
             for Found { what, values } in everywhere(&what, |b| inputs.run(b, true)) {
                 inputs.check(&what, &values, &expected);
             }
-            for b in backends(Dtype::F32) {
-                let [d_x, ..] = inputs.run(&b, true);
-                let [alone, untouched, ..] = inputs.run(&b, false);
+            // The head's gradient is one product more, whoever teaches.
+            for b in backends(Dtype::F32).iter().filter(|_| matches!(from, From::Nobody)) {
+                let [d_x, ..] = inputs.run(b, true);
+                let [alone, untouched, ..] = inputs.run(b, false);
                 same(&format!("{what} on {}", b.name()), &alone, &d_x);
                 same(&format!("{what} on {}", b.name()), &untouched, &inputs.before);
             }
@@ -226,17 +227,17 @@ fn cross_entropy() {
 /// More rows than have their logits at a time.
 #[test]
 fn groups_of_rows() {
-    let case = HeadCase { rows: 130, hidden_size: 2, vocab_size: 150_001, logit_scale: 3.0 };
+    let case = HeadCase { rows: 2100, hidden_size: 2, vocab_size: 61, logit_scale: 3.0 };
     let inputs = Inputs::new(case, From::TopK, 1.5, 0.5);
     let first = Inputs::new(HeadCase { rows: 1, ..case }, From::TopK, 1.5, 0.5);
     for b in backends(Dtype::F32) {
         let mut last = Inputs::new(HeadCase { rows: 1, ..case }, From::TopK, 1.5, 0.5);
-        last.x = inputs.x[2 * 129..].to_vec();
-        last.targets = inputs.targets[129..].to_vec();
-        last.ids = inputs.ids[K * 129..].to_vec();
-        last.log_probs = inputs.log_probs[K * 129..].to_vec();
+        last.x = inputs.x[2 * 2099..].to_vec();
+        last.targets = inputs.targets[2099..].to_vec();
+        last.ids = inputs.ids[K * 2099..].to_vec();
+        last.log_probs = inputs.log_probs[K * 2099..].to_vec();
         let [d_x, _, nll, kl] = inputs.run(&b, false);
-        for (row, alone) in [(0, &first), (129, &last)] {
+        for (row, alone) in [(0, &first), (2099, &last)] {
             let [own_d_x, _, own_nll, own_kl] = alone.run(&b, false);
             let what = format!("row {row} on {}", b.name());
             same(&what, &d_x[2 * row..2 * row + 2], &own_d_x);

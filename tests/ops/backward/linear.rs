@@ -2,7 +2,7 @@
 
 use super::{Found, all_same, down, everywhere, nan, on_gpu_in_bf16, up};
 use crate::any::{Any, Stored};
-use crate::compare::{chain, close};
+use crate::compare::{chain, close, same};
 use crate::data::{floats, host, rounded, wide};
 use crate::everywhere::gpu;
 use crate::harness::{best, levels};
@@ -42,9 +42,9 @@ fn own_size(case: LinearCase) -> usize {
 
 #[test]
 fn linear() {
-    // Several chains of rows, in few tiles and in enough for the emulated multiprocessors.
-    let chains = |in_features, out_features| LinearCase { rows: 2100, in_features, out_features, bias: false, accumulate: false };
-    for &case in LINEAR.iter().chain(&[chains(35, 67), chains(130, 131)]) {
+    for &case in
+        LINEAR.iter().chain(&[LinearCase { rows: 2100, in_features: 35, out_features: 67, bias: false, accumulate: false }])
+    {
         let LinearCase { rows, in_features, out_features, accumulate, .. } = case;
         let (x, w, d_y) = (floats(1, rows * in_features), floats(2, out_features * in_features), floats(3, rows * out_features));
         let (before, before_w) = (floats(4, rows * in_features), floats(5, out_features * in_features));
@@ -111,10 +111,8 @@ fn linear() {
             found[1..].iter().for_each(|other| all_same(&what, &found[0], other));
         }
         let exact: [&[f32]; 3] = [&exact_x, &exact_w, &exact_d_y];
-        for parted in [false, true] {
-            if let Some(found) = on_gpu_in_bf16(&what, Stored::Plain, |b| linear_gradients(b, case, parted, data)) {
-                check(&found.what, &found.values, exact);
-            }
+        if let Some(found) = on_gpu_in_bf16(&what, Stored::Plain, |b| linear_gradients(b, case, true, data)) {
+            check(&found.what, &found.values, exact);
         }
         // x, d_y and d_x as they are within a layer: what is rounded once more is d_x, which is then at most half a step off.
         let before = round(&before);
@@ -149,7 +147,36 @@ fn many_rows_have_the_bits_of_one() {
         let all = gradient(0..rows);
         for range in [0..1, 5..40, 300..420, 699..700] {
             let expected = &all[range.start * in_features..range.end * in_features];
-            crate::compare::same(&format!("{dtype} rows {range:?}"), &gradient(range), expected);
+            same(&format!("{dtype} rows {range:?}"), &gradient(range), expected);
         }
     }
+}
+
+/// Rows of several chains, in tiles enough for the emulated multiprocessors and in so few that each chain gets a block of its own.
+#[test]
+fn chains_of_rows_have_the_same_bits_in_one_block_and_in_several() {
+    let (rows, outputs, [wide_cols, few]) = (2100, 66, [130, 30]);
+    let Some(b) = gpu(Dtype::Bf16, Stored::Plain) else { return };
+    let d_y = rounded(&floats(1, rows * outputs), Dtype::Bf16);
+    let x = rounded(&floats(2, rows * wide_cols), Dtype::Bf16);
+    let before = floats(3, outputs * wide_cols);
+    let columns =
+        |values: &[f32], cols: usize| values.chunks(wide_cols).flat_map(|row| row[..cols].to_vec()).collect::<Vec<f32>>();
+    let gradient = |b: &Any, cols: usize| {
+        let (x, d_y) = (up(b, rows, cols, &columns(&x, cols)), up(b, rows, outputs, &d_y));
+        let mut d_weight = b.upload_f32(outputs, cols, &columns(&before, cols));
+        b.linear_backward_weight(LinearBackwardWeightArgs {
+            d_weight: &mut d_weight,
+            x: &x,
+            d_y: &d_y,
+            first_col: 0,
+            scale: 0.7,
+        })
+        .unwrap();
+        down(b, &d_weight)
+    };
+    let found = gradient(&b, wide_cols);
+    same("a block a chain", &gradient(&b, few), &columns(&found, few));
+    let expected = wide(&gradient(&Any::Cpu(best(Dtype::F32)), wide_cols));
+    close("d_weight", &found, &expected, &vec![1.0 + 0.7 * rows as f64 / 4.0; found.len()], chain(rows));
 }

@@ -166,7 +166,7 @@ pub struct Matmul<'a> {
     pub weight: &'a Buffer,
     /// Row of weight that gives column 0 of y.
     pub first_out: usize,
-    /// [out_features], of y's type.
+    /// \[out_features\], of y's type.
     pub bias: Option<&'a Buffer>,
     /// Rows of x and y.
     pub rows: usize,

@@ -1,5 +1,8 @@
-"""Greedy decoding and prompt processing with llama.cpp through its Python package: one sequence at a time, which is all that
-package offers."""
+"""Greedy decoding and prompt processing with llama.cpp as the PyPI package xllamacpp ships it: one sequence at a time.
+
+Decoding: exactly --new tokens a prompt; tokens a second over the whole calls, prompts included. Prompt processing: calls that
+generate one token, which is chosen from the prompt's last position. Nothing of a prompt is reused from the call before.
+"""
 
 import argparse
 import json
@@ -7,7 +10,28 @@ import resource
 import time
 from pathlib import Path
 
-import llama_cpp
+import xllamacpp
+
+
+def start(arguments):
+    params = xllamacpp.CommonParams()
+    params.model.path = str(arguments.model)
+    params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = 1024, 512, 512, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
+    params.warmup = True
+    params.endpoint_slots = False
+    return xllamacpp.Server(params)
+
+
+def complete(server, ids, new):
+    """The text of the `new` most likely tokens after `ids`."""
+    answer = server.handle_completions(
+        {"prompt": ids, "n_predict": new, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+    )
+    usage = answer["usage"]
+    found = usage["prompt_tokens"], usage["completion_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+    assert found == (len(ids), new, 0), f"{len(ids)} tokens, {new} more asked for: {found}"
+    return answer["choices"][0]["text"]
 
 
 def main():
@@ -19,34 +43,24 @@ def main():
     options.add_argument("--prompts", type=int, default=1)
     arguments = options.parse_args()
     prompts = [json.loads(line)["input_ids"] for line in arguments.data.read_text().splitlines()][: arguments.prompts]
-    model = llama_cpp.Llama(
-        str(arguments.model), n_ctx=1024, n_batch=512, n_threads=arguments.threads, n_threads_batch=arguments.threads, verbose=False
-    )
-    model.eval(prompts[0][:8])
+    server = start(arguments)
+    complete(server, prompts[0][:8], 4)
 
     started = time.perf_counter()
     for ids in prompts:
-        model.reset()
-        model.eval(ids)
+        complete(server, ids, 1)
     prompt_seconds = time.perf_counter() - started
 
-    tokens = []
     started = time.perf_counter()
-    for ids in prompts:
-        model.reset()
-        new = []
-        for token in model.generate(ids, temp=0.0, repeat_penalty=1.0, reset=True):
-            new.append(token)
-            if len(new) == arguments.new:
-                break
-        tokens.append(new)
+    texts = [complete(server, ids, arguments.new) for ids in prompts]
     seconds = time.perf_counter() - started
     print(
         json.dumps(
             {
-                "new_tokens_per_second": sum(map(len, tokens)) / seconds,
+                "new_tokens_per_second": arguments.new * len(prompts) / seconds,
                 "prompt_tokens_per_second": sum(map(len, prompts)) / prompt_seconds,
-                "tokens": tokens,
+                "texts": texts,
+                "system": xllamacpp.get_system_info().strip(),
                 "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             }
         )

@@ -71,6 +71,13 @@ class Sitting:
         round_ = scan["rounds"][0]
         return {"value": round_["seconds"], "wall_seconds": wall, "peak_rss_bytes": peak, "removed": round_["removed"], "scores": round_["scores"]}
 
+    def orders(self, data, dtype, rounds):
+        """The removal orders of `rounds` rounds with --race and by the exact sweep, on the same records."""
+        order = lambda *options: self.prunectl(
+            "scan", self.arguments.model, "--data", data, "--dtype", dtype, "--out", self.work / "order", "--force", "--remove", rounds, *options
+        )[0]["order"]  # fmt: skip
+        return order("--race"), order()
+
     def their_scan(self, data, dtype, method, segments):
         found = self.rival(
             "transformers_scan.py", "--model", self.arguments.model, "--data", data, "--dtype", dtype, "--method", method,
@@ -109,7 +116,7 @@ class Sitting:
         found = self.rival(
             "llama_cpp_generate.py", "--model", self.arguments.gguf[dtype], "--data", data, "--prompts", prompts, "--new", new
         )
-        return {"value": found[figure], "peak_rss_bytes": found["peak_rss_bytes"]}
+        return {"value": found[figure], "peak_rss_bytes": found["peak_rss_bytes"], "system": found["system"]}
 
     # Contestants of training: tokens a second, the first step left out.
 
@@ -179,11 +186,21 @@ class Sitting:
     def with_llama(self, contestant):
         return {"llama.cpp": contestant} if self.arguments.gguf else {}
 
+    def compare_orders(self):
+        """A line for each dtype: does the race remove what the exact sweep removes?"""
+        rounds = self.arguments.order
+        data = self.segments("race", RACE_SEGMENTS, TOKENS)
+        for dtype in ("f32", "bf16"):
+            name = f"removal order of {rounds} rounds, {RACE_SEGMENTS} x {TOKENS} tokens, {dtype}"
+            if rounds and self.arguments.only in name:
+                raced, exact = self.orders(data, dtype, rounds)
+                yield {"case": name, "race": raced, "exact": exact, "same": raced == exact}
+
 
 def facts(arguments):
     """What a figure means nothing without."""
     git = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=True).stdout.strip()
-    packages = ["torch", "transformers", "peft", "bitsandbytes"] + (["llama-cpp-python"] if arguments.gguf else [])
+    packages = ["torch", "transformers", "peft", "bitsandbytes"] + (["xllamacpp"] if arguments.gguf else [])
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), platform.processor())
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -211,6 +228,7 @@ def main():
     options.add_argument("--gguf-bf16", type=Path)
     options.add_argument("--threads", type=int, required=True)
     options.add_argument("--runs", type=int, default=5)
+    options.add_argument("--order", type=int, default=0, help="rounds over which the race's order is compared with the exact one")
     options.add_argument("--only", default="", help="only cases whose name contains this")
     options.add_argument("--save", type=Path, help="file to append the results to, JSON lines")
     arguments = options.parse_args()
@@ -235,11 +253,22 @@ def main():
                 # More is better for tokens a second, less for seconds: the ratio is ours over theirs in speed.
                 ratio = value / ours if unit == "s" else ours / value
                 print(f"  {contestant:62}{value:10.2f}  ours is {ratio:5.2f} x   {peak / 2**20:7.0f} MiB", flush=True)
-                if arguments.save:
-                    figures = {"case": name, "unit": unit, "contestant": contestant, "median": value, "runs": [r["value"] for r in runs]}
-                    extra = {"peak_rss_bytes": peak} | {name: runs[-1].get(name) for name in ("removed", "losses")}
-                    with arguments.save.open("a") as out:
-                        out.write(json.dumps(figures | {k: v for k, v in extra.items() if v is not None} | about | {"ceiling": ceiling}) + "\n")
+                figures = {"case": name, "unit": unit, "contestant": contestant, "median": value, "runs": [r["value"] for r in runs]}
+                extra = {"peak_rss_bytes": peak} | {name: runs[-1].get(name) for name in ("removed", "losses", "system")}
+                save(arguments, figures | {k: v for k, v in extra.items() if v is not None} | about | {"ceiling": ceiling})
+        for order in sitting.compare_orders():
+            same = "the same" if order["same"] else "NOT the same"
+            print(f"\n{order['case']}: {same}\n  race {order['race']}\n  exact {order['exact']}", flush=True)
+            save(arguments, order | about)
+        if not arguments.order:
+            print("\nremoval orders of race and exact sweep: not compared (--order N compares N rounds)")
+
+
+def save(arguments, line):
+    """Appends a line to the results, where they are kept."""
+    if arguments.save:
+        with arguments.save.open("a") as out:
+            out.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -186,6 +186,12 @@ impl Tile<'_> {
         scores: &mut [[Line; MR]],
     ) {
         let keys: [&[Line]; NV] = std::array::from_fn(|v| self.kv.keys(block + v));
+        // Pages lie anywhere: what comes next is fetched meanwhile, the first values after the last keys.
+        let blocks = scores.len();
+        let next: [&[Line]; NV] = std::array::from_fn(|v| match block + NV + v {
+            next if next < blocks => self.kv.keys(next),
+            _ => self.kv.values(v.min(blocks - 1)),
+        });
         let mut acc = [[s.splat(0.0); NV]; MR];
         for (chunk, q) in packed.iter().enumerate() {
             let from = chunk * LANES;
@@ -194,6 +200,9 @@ impl Tile<'_> {
             #[expect(clippy::needless_range_loop, reason = "two arrays of keys and the queries are walked side by side")]
             for d in 0..LANES.min(until - from) {
                 let k: [S::V; NV] = std::array::from_fn(|v| s.load(&keys[v][d].0));
+                for next in &next {
+                    s.prefetch(*next, (from + d) * size_of::<Line>());
+                }
                 for r in 0..MR {
                     let q = s.splat(q[r].0[d]);
                     for v in 0..NV {
@@ -225,8 +234,15 @@ impl Tile<'_> {
         let mut acc = [[s.splat(0.0); NV]; MR];
         for (block, p) in scores.iter().enumerate().take(common.div_ceil(PAGE_TOKENS)) {
             let keys = (common - block * PAGE_TOKENS).min(PAGE_TOKENS);
+            // The first pass over the values has those of the next block fetched.
+            let next = self.kv.values((block + 1).min(scores.len() - 1));
             for (j, v) in self.kv.values(block).chunks_exact(stride).take(keys).enumerate() {
                 let v: [S::V; NV] = std::array::from_fn(|i| s.load(&v[at + i].0));
+                if at == 0 {
+                    for line in 0..stride {
+                        s.prefetch(next, (j * stride + line) * size_of::<Line>());
+                    }
+                }
                 for r in 0..MR {
                     let p = s.splat(p[r].0[j]);
                     for i in 0..NV {

@@ -10,8 +10,9 @@
 //! d_v take the blocks in the order of the rows, head after head within a block.
 
 use super::exp;
-use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, share};
+use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile};
 use super::matrix::{PANEL, Panel};
+use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;

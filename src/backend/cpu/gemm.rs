@@ -12,6 +12,7 @@
 //! when there is only one block, for what it will itself read a few steps later.
 
 use super::matrix::{Packed, Panel, pairs_of_floats, round_bf16};
+use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use crate::tensor::Dtype;
 use bytemuck::{Zeroable, cast_slice_mut};
@@ -71,14 +72,6 @@ impl Form {
             Self::F32Even | Self::RoundedEven => S::MAX_ROWS_OF_PAIRS,
         }
     }
-}
-
-/// Part `index` of `parts` parts, as equal as can be, of 0..total.
-#[inline(always)]
-pub(super) fn share(total: usize, parts: usize, index: usize) -> Range<usize> {
-    let (base, more) = (total / parts, total % parts);
-    let start = index * base + index.min(more);
-    start..start + base + usize::from(index < more)
 }
 
 /// Rows that are multiplied with a panel before the next panel: as many as fit in L2 with `lines` lines each, in equal

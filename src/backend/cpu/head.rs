@@ -3,8 +3,9 @@
 //! A chunk is always the same 256 token ids, whoever computes it: what is kept of a chunk depends on the row and the chunk
 //! alone, and a row's chunks are put together in vocabulary order. So neither rows nor threads change a bit.
 
-use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, group_rows, share};
+use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, group_rows};
 use super::matrix::{PANEL, Packed};
+use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, Simd};
 use super::{CpuBackend, Matrix, Tensor, set_len};
 use crate::error::Result;

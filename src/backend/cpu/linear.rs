@@ -1,11 +1,13 @@
 //! Linear. The plain loops stand at the head of [`gemm`](super::gemm); here is who computes which part.
 //!
-//! Many rows: each task packs a group of rows that fits in L2 and takes all panels past it. Few rows: the rows are packed
-//! once and tasks share the panels, since reading the weights is then the work.
+//! Rows are cut into groups that fit in L2, panels into ranges; a task is a group times a range. A thread packs the rows of
+//! a group for itself when it comes to its first task of it: what another core packed would have to come from that core's
+//! cache, and a pass of packing ahead would be a loop more to start and wait for.
 
-use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, group_rows, share};
+use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, group_rows};
 use super::matrix::{PANEL, Packed};
 use super::nf4::FEW_ROWS;
+use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;
@@ -15,50 +17,50 @@ use std::ops::Range;
 /// Multiplications a task should be worth: some microseconds.
 const TASK_MULTIPLICATIONS: usize = 1 << 17;
 
-/// Elements of x that one thread packs sooner than it would wake another.
-const PACK_ALONE: usize = 20_000;
+/// What a thread holds while it works on a product: the rows of one group, packed.
+struct Held<'a> {
+    group: Option<usize>,
+    lines: &'a mut [PairLine],
+}
 
 /// A group of rows times a range of panels.
-struct Part<'a> {
+struct Task<'a> {
+    group: usize,
+    panels: Range<usize>,
+    /// For each row, its outputs that belong to the panels.
+    y: Vec<&'a mut [f32]>,
+}
+
+/// A task at work.
+struct Part<'a, 'b> {
     isa: Isa,
     form: Form,
     packed: &'a Packed,
     cols: usize,
-    /// Packed already, or [rows, cols] row-major.
-    x: X<'a>,
-    panels: Range<usize>,
-    /// For each row, its outputs that belong to the panels.
-    y: Vec<&'a mut [f32]>,
+    /// [rows of the group, cols].
+    x: &'a [f32],
+    task: Task<'a>,
+    held: &'a mut Held<'b>,
     /// [out_features].
     bias: Option<&'a [f32]>,
     accumulate: bool,
 }
 
-#[derive(Clone, Copy)]
-enum X<'a> {
-    Packed(&'a [PairLine]),
-    Rows(&'a [f32]),
-}
-
-impl Kernel for Part<'_> {
+impl Kernel for Part<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { isa, form, packed, cols, x, panels, y, bias, accumulate } = self;
+        let Self { isa, form, packed, cols, x, task: Task { group, panels, y }, held, bias, accumulate } = self;
         let rows = y.len();
-        let lines = if let X::Rows(_) = x { rows * form.lines(cols) } else { 0 };
-        let mut scratch = Scratch::lend(lines, 2 * rows);
-        let (own, tile) = scratch.parts();
-        let x = match x {
-            X::Packed(x) => x,
-            X::Rows(x) => {
-                PackRows { form, x, cols, rows, out: &mut *own }.run(s);
-                &*own
-            }
-        };
-        let tile = as_tile(tile);
-        let multiply = Multiply { isa, form, x, rows };
+        let lines = &mut held.lines[..rows * form.lines(cols)];
+        if held.group != Some(group) {
+            PackRows { form, x, cols, rows, out: &mut *lines }.run(s);
+            held.group = Some(group);
+        }
+        let mut scratch = Scratch::lend(0, 2 * rows);
+        let tile = as_tile(scratch.parts().1);
+        let multiply = Multiply { isa, form, x: lines, rows };
         let mut outputs = Outputs { y, at: 0, bias: None, accumulate };
         for panel in panels {
             outputs.bias = bias.map(|bias| &bias[panel * PANEL..]);
@@ -82,9 +84,11 @@ impl Take for Outputs<'_> {
     #[inline(always)]
     fn expect<S: Simd>(&mut self, s: S, rows: Range<usize>) {
         for y in &self.y[rows] {
+            // Rows begin anywhere in a cache line: a panel's part of one may touch three.
             let y = &y[self.at..];
-            s.prefetch(y, 0);
-            s.prefetch(y, size_of::<Line>());
+            for byte in [0, size_of::<Line>(), 2 * size_of::<Line>() - 1] {
+                s.prefetch_to_write(y, byte);
+            }
         }
     }
 
@@ -167,71 +171,48 @@ impl CpuBackend {
         let lines = form.lines(cols);
         let height = group_rows(rows, lines, threads);
         let groups = rows.div_ceil(height);
-        let isa = self.isa;
-        let one_task = Part { isa, form, packed, cols, x: X::Rows(x), panels: 0..0, y: Vec::new(), bias, accumulate };
-        if groups >= 2 * threads {
-            let parts = (0..groups).zip(group_slices(y, rows, outputs, groups)).map(|(group, y)| {
-                let rows = share(rows, groups, group);
-                Part { x: X::Rows(&x[rows.start * cols..rows.end * cols]), panels: 0..all_panels, y, ..one_task.like() }
-            });
-            self.pool.each(parts, |_, part| isa.run(part));
-            return;
-        }
-        // Few rows: packed once, panels shared.
-        let panel_work = rows.div_ceil(groups) * cols * PANEL;
-        let ranges = (groups * all_panels * panel_work).div_ceil(TASK_MULTIPLICATIONS).div_ceil(groups);
-        let ranges = ranges.next_multiple_of(threads).min((4 * threads).div_ceil(groups)).clamp(1, all_panels);
-        let mut scratch = Scratch::lend(rows * lines, 0);
-        let shared = scratch.parts().0;
-        let mut rest = &mut *shared;
-        let packing = (0..groups).map(|group| {
-            let group = share(rows, groups, group);
-            let (out, after) = std::mem::take(&mut rest).split_at_mut(group.len() * lines);
-            rest = after;
-            let x = &x[group.start * cols..group.end * cols];
-            PackRows { form, x, cols, rows: group.len(), out }
-        });
-        if rows * cols < PACK_ALONE {
-            packing.for_each(|pack| isa.run(pack));
-        } else {
-            self.pool.each(packing, |_, pack| isa.run(pack));
-        }
-        let shared = &*shared;
-        let mut parts = Vec::with_capacity(groups * ranges);
+        // Four tasks a thread, but none too small.
+        let worthwhile = (rows.div_ceil(groups) * cols * outputs).div_ceil(TASK_MULTIPLICATIONS);
+        let ranges = worthwhile.next_multiple_of(threads).min((4 * threads).div_ceil(groups)).clamp(1, all_panels);
+        let mut tasks = Vec::with_capacity(groups * ranges);
         let mut y = y.chunks_exact_mut(outputs);
         for group in 0..groups {
-            let rows = share(rows, groups, group);
-            let x = X::Packed(&shared[rows.start * lines..rows.end * lines]);
-            let first = parts.len();
-            parts.extend((0..ranges).map(|range| Part {
-                x,
-                panels: share(all_panels, ranges, range),
-                y: Vec::with_capacity(rows.len()),
-                ..one_task.like()
+            let rows = share(rows, groups, group).len();
+            let first = tasks.len();
+            tasks.extend((0..ranges).map(|range| Task {
+                group,
+                panels: panel_range(all_panels, threads, ranges, range),
+                y: Vec::with_capacity(rows),
             }));
-            for mut y in y.by_ref().take(rows.len()) {
-                for part in &mut parts[first..] {
-                    let width = y.len().min(part.panels.len() * PANEL);
+            for mut y in y.by_ref().take(rows) {
+                for task in &mut tasks[first..] {
+                    let width = y.len().min(task.panels.len() * PANEL);
                     let (own, rest) = y.split_at_mut(width);
-                    part.y.push(own);
+                    task.y.push(own);
                     y = rest;
                 }
             }
         }
-        self.pool.each(parts, |_, part| isa.run(part));
+        let size = (rows.div_ceil(groups) * lines).max(1);
+        let mut scratch = Scratch::lend(threads * size, 0);
+        let held = scratch.parts().0.chunks_exact_mut(size).map(|lines| Held { group: None, lines });
+        let isa = self.isa;
+        self.pool.each_with(held, tasks, |held, task| {
+            let group = share(rows, groups, task.group);
+            let x = &x[group.start * cols..group.end * cols];
+            isa.run(Part { isa, form, packed, cols, x, task, held, bias, accumulate });
+        });
     }
 }
 
-impl<'a> Part<'a> {
-    /// The same matrix and options, no rows yet.
-    fn like(&self) -> Part<'a> {
-        let Self { isa, form, packed, cols, x, bias, accumulate, .. } = *self;
-        Part { isa, form, packed, cols, x, panels: 0..0, y: Vec::new(), bias, accumulate }
+/// Range `index` of `ranges` ranges of panels. Each thread begins with one stretch of them, the next panel of which is on
+/// its way from memory.
+fn panel_range(panels: usize, threads: usize, ranges: usize, index: usize) -> Range<usize> {
+    if ranges % threads > 0 {
+        return share(panels, ranges, index);
     }
-}
-
-/// The rows of each group of `y` ([rows, cols]).
-fn group_slices(y: &mut [f32], rows: usize, cols: usize, groups: usize) -> Vec<Vec<&mut [f32]>> {
-    let mut lines = y.chunks_exact_mut(cols);
-    (0..groups).map(|group| lines.by_ref().take(share(rows, groups, group).len()).collect()).collect()
+    let each = ranges / threads;
+    let stretch = share(panels, threads, index / each);
+    let part = share(stretch.len(), each, index % each);
+    stretch.start + part.start..stretch.start + part.end
 }

@@ -1,9 +1,10 @@
 //! Gradients of linear. d_x = d_y W is the forward product with the transposed panels. d_W = d_y^T x has the rows as its inner
 //! dimension. Packing x is copying slabs of 32 columns for the panels; d_y is turned round in squares of 16 x 16.
 
-use super::gemm::{Form, Multiply, Scratch, Take, as_tile, group_rows, share};
+use super::gemm::{Form, Multiply, Scratch, Take, as_tile, group_rows};
 use super::linear::Product;
 use super::matrix::{PANEL, Panel, round_bf16};
+use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Matrix, Tensor};
 use crate::error::Result;

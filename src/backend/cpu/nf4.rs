@@ -4,9 +4,9 @@
 //! matrix is widened into panels of f32 or bf16 for this one product, which costs a few hundredths of it. Both compute
 //! weight = CODEBOOK\[code\] * magnitude, rounded once, and then what the dense product computes: the same bits.
 
-use super::gemm::share;
 use super::matrix::{Matrix, PANEL, Packed, map_lines, pairs_of_floats, round_bf16};
 use super::pool::Pool;
+use super::pool::share;
 use super::simd::{Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;

@@ -185,4 +185,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         // SAFETY: PREFETCHT1 reads nothing that the program could observe and never faults, wherever it points.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at) }
     }
+
+    #[inline(always)]
+    fn prefetch_to_write<T: ?Sized>(self, x: &T, bytes: usize) {
+        let at = std::ptr::from_ref(x).cast::<i8>().wrapping_add(bytes);
+        // SAFETY: PREFETCHW changes nothing that the program could observe and never faults, wherever it points; processors
+        // without it take it for a no-operation.
+        unsafe { std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) }
+    }
 }

@@ -112,6 +112,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// Asks for L2 to hold the cache line `bytes` bytes after `x`, which may lie outside of anything.
     fn prefetch<T: ?Sized>(self, x: &T, bytes: usize);
+    /// Asks for the cache line `bytes` bytes after `x` to be taken from other cores, since it will be written.
+    fn prefetch_to_write<T: ?Sized>(self, x: &T, bytes: usize);
 
     /// Lane sums, then a fixed tree.
     #[inline(always)]

@@ -125,4 +125,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, _x: &T, _bytes: usize) {}
+
+    #[inline(always)]
+    fn prefetch_to_write<T: ?Sized>(self, _x: &T, _bytes: usize) {}
 }

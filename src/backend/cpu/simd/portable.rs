@@ -93,4 +93,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, _x: &T, _bytes: usize) {}
+
+    #[inline(always)]
+    fn prefetch_to_write<T: ?Sized>(self, _x: &T, _bytes: usize) {}
 }

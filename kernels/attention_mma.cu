@@ -3,8 +3,8 @@
 //
 // One row has the same bits from every kernel here: 64-key blocks from the sequence's first token on, SPLIT keys a chain, chains
 // put together in ascending order. A block whose keys a row does not see leaves that row's maximum, sum and output as they are,
-// bit for bit (the weight of the old is e^0, what is added is 0). Only a NaN goes where it is not seen: 0 NaN is NaN, so it
-// reaches earlier rows of its own sequence that share its block of keys.
+// bit for bit (the weight of the old is e^0, what is added is 0). Values that are not finite are kept from rows that do not see
+// them, for which 0 NaN would be NaN (take_out_not_finite).
 
 #include "attention_source.cuh"
 #include "attention_tiles.cuh"
@@ -95,9 +95,69 @@ __device__ __forceinline__ void softmax_of_block(float (&scores)[1][BLOCK_KEYS /
     }
 }
 
-// Walks keys `from` .. `to` of `source` (both multiples of BLOCK_KEYS but for the end) as one chain. Queries are in shared memory
-// or on their way there. On return all copies have arrived and all warps are past their last read.
+// Which of two bf16 in a register are Inf or NaN: 0xffff in the place of each.
+__device__ __forceinline__ uint32_t not_finite(uint32_t pair) {
+    // An exponent of ones carries into the sign's place, which was cleared.
+    return (((pair & 0x7f807f80u) + 0x00800080u) >> 15 & 0x00010001u) * 0xffffu;
+}
+
+// Pair `index` of the block's values.
+template <typename T>
+__device__ __forceinline__ uint32_t& value_pair(bf16* values, int index) {
+    constexpr int ROW_PAIRS = T::HEAD_DIM / 2;
+    return *reinterpret_cast<uint32_t*>(values + index / ROW_PAIRS * T::STRIDE + index % ROW_PAIRS * 2);
+}
+
+// Sets the values of this block that are not finite to 0, and returns whether there was one; the same in all warps, each of which
+// looks at all of them.
+template <typename T>
+__device__ __forceinline__ bool take_out_not_finite(bf16* values) {
+    constexpr int PAIRS = static_cast<int>(BLOCK_KEYS) * T::HEAD_DIM / 2;
+    uint32_t found = 0;
+    for (int index = static_cast<int>(threadIdx.x) % WARP; index < PAIRS; index += WARP) {
+        found |= not_finite(value_pair<T>(values, index));
+    }
+    if (!__any_sync(0xffffffffu, found != 0)) {
+        return false;
+    }
+    // All warps have looked before one of them changes something.
+    __syncthreads();
+    for (int index = static_cast<int>(threadIdx.x); index < PAIRS; index += T::THREADS) {
+        uint32_t& pair = value_pair<T>(values, index);
+        pair &= ~not_finite(pair);
+    }
+    __syncthreads();
+    return true;
+}
+
+// Adds what take_out_not_finite took out, of keys `from` .. `to`, to the rows that see it, from memory: NaN to NaN, an infinity
+// whatever its weight. `keys`: how many of the sequence each of the lane's two rows sees.
 template <typename T, typename Source>
+__device__ __forceinline__ void add_not_finite(Chain<T>& chain, const Source& source, uint32_t from, uint32_t to,
+                                               const uint32_t (&keys)[2]) {
+    const uint32_t lane_col = threadIdx.x % 4 * 2;
+#pragma unroll 1
+    for (uint32_t t = from; t < to; ++t) {
+        const bf16* values = source.value(t);
+#pragma unroll
+        for (int own = 0; own < T::OWN_PAIRS; ++own) {
+#pragma unroll
+            for (int part = 0; part < 8; ++part) {
+                const uint32_t col = static_cast<uint32_t>(column_pair<T>(own) * 16 + part / 4 * 8 + part % 2) + lane_col;
+                if (t < keys[part / 2 % 2] && col < source.sizes.head_dim) {
+                    const float value = to_f32(values[col]);
+                    float& o = chain.o[own][0][part / 4][part % 4];
+                    o = isfinite(value) ? o : o + value;
+                }
+            }
+        }
+    }
+}
+
+// Walks keys `from` .. `to` of `source` (both multiples of BLOCK_KEYS but for the end) as one chain. Queries are in shared memory
+// or on their way there. On return all copies have arrived and all warps are past their last read. ROWS_DIFFER: some rows see keys
+// that others do not.
+template <typename T, bool ROWS_DIFFER, typename Source>
 __device__ __forceinline__ Chain<T> walk(bf16* queries, bf16* keys, bf16* values, const Source& source, uint32_t from, uint32_t to) {
     const uint32_t head_dim = source.sizes.head_dim;
     const uint32_t warp_m = threadIdx.x / WARP / T::WARPS_D;
@@ -122,6 +182,8 @@ __device__ __forceinline__ Chain<T> walk(bf16* queries, bf16* keys, bf16* values
         cp_async_commit();
     };
     Chain<T> chain = empty_chain<T>();
+    // The first key of a block from which values were taken out.
+    uint32_t taken_from = to;
     load_keys(from);
     load_values(from);
     for (uint32_t first = from; first < to; first += BLOCK_KEYS) {
@@ -142,12 +204,19 @@ __device__ __forceinline__ Chain<T> walk(bf16* queries, bf16* keys, bf16* values
         cp_async_wait<1>();
         // The values are there for everyone.
         __syncthreads();
+        // Where a row does not see a key that others see, its weight of 0 must not meet a NaN.
+        if (ROWS_DIFFER && source.keys(0) < min(first + BLOCK_KEYS, to) && take_out_not_finite<T>(values)) {
+            taken_from = min(taken_from, first);
+        }
         add_values<T, BLOCK_KEYS>(chain.o, scores, values);
         // And have been read by everyone.
         __syncthreads();
         load_values(first + BLOCK_KEYS);
     }
     cp_async_wait<0>();
+    if (ROWS_DIFFER) {
+        add_not_finite<T>(chain, source, taken_from, to, own_keys);
+    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         chain.sum[h] += __shfl_xor_sync(0xffffffffu, chain.sum[h], 1);
@@ -240,7 +309,7 @@ __device__ __forceinline__ void attend_packed(unsigned char* shared_bytes, bf16*
     const uint32_t row = threadIdx.x / WARP / T::WARPS_D * 16 + threadIdx.x % WARP / 4;
     const uint32_t stride = sizes.head_dim + CHAIN_TAIL;
     for (uint32_t from = 0;; from += SPLIT) {
-        Chain<T> chain = walk<T>(queries, keys, values, source, from, min(from + SPLIT, most));
+        Chain<T> chain = walk<T, true>(queries, keys, values, source, from, min(from + SPLIT, most));
         if (from != 0) {
             // Each lane of a row has the row's maximum and sum; only the values differ.
             MergeWeights weights[2] = {};
@@ -292,7 +361,7 @@ __device__ __forceinline__ void attend_paged(unsigned char* shared_bytes, bf16* 
     bf16* keys = queries + T::QUERIES * T::STRIDE;
     bf16* values = keys + BLOCK_KEYS * T::STRIDE;
     load_rows<T, T::QUERIES>(queries, source.queries, sizes.head_dim, [&](uint32_t i) { return source.query(i); });
-    Chain<T> chain = walk<T>(queries, keys, values, source, from, min(from + SPLIT, source.length));
+    Chain<T> chain = walk<T, false>(queries, keys, values, source, from, min(from + SPLIT, source.length));
     if (sizes.splits == 1) {
         write_output<T>(y, chain, source);
     } else {

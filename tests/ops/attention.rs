@@ -129,14 +129,24 @@ fn a_row_does_not_see_its_future() {
             let cut = attention(&backend, &qkv[..last * heads.qkv_cols()], &[last], heads);
             same(&format!("the first {last} rows alone on {}", backend.name()), &cut, &before[..last * heads.q_cols()]);
         }
-        if backend.compute_dtype() == Dtype::Bf16 {
-            // On tensor cores a weight of 0 meets the values of later rows of the same tile, and 0 NaN is NaN.
-            continue;
-        }
         qkv[37 * heads.qkv_cols()..].fill(f32::NAN);
         let after = attention(&backend, &qkv, &[60], heads);
         same("before a NaN", &after[..37 * heads.q_cols()], &before[..37 * heads.q_cols()]);
-        assert!(after[37 * heads.q_cols()..].iter().all(|y| y.is_nan()));
+        assert!(after[37 * heads.q_cols()..].iter().all(|y| y.is_nan()), "{}", backend.name());
+        // One value alone: rows from its own on, in its own column.
+        let (heads_and_keys, column) = (heads.heads + heads.kv_heads, 3);
+        let mut one = floats(8, 60 * heads.qkv_cols());
+        one[37 * heads.qkv_cols() + heads_and_keys * heads.head_dim + column] = f32::INFINITY;
+        let after = attention(&backend, &one, &[60], heads);
+        for (index, (y, without)) in after.iter().zip(&before).enumerate() {
+            let (row, col) = (index / heads.q_cols(), index % heads.q_cols());
+            let reached = row >= 37 && col / heads.head_dim < heads.heads / heads.kv_heads && col % heads.head_dim == column;
+            assert!(
+                if reached { !y.is_finite() } else { y.to_bits() == without.to_bits() },
+                "row {row}, column {col} is {y} on {}, {without} without the infinity",
+                backend.name()
+            );
+        }
     }
 }
 

@@ -318,6 +318,22 @@ impl<'a, B: Backend> Run<'a, B> {
 
     /// One token more for every active sequence.
     fn step(&mut self) -> Result<()> {
+        let decoder = self.decoder;
+        let mut normed = None;
+        decoder.backend().step(&mut || {
+            normed = Some(self.advance()?);
+            Ok(())
+        })?;
+        let tokens = normed.map_or_else(|| Ok(Vec::new()), |normed| decoder.next_tokens(&normed))?;
+        for (sequence, token) in self.active.iter_mut().zip(tokens) {
+            sequence.length += 1;
+            sequence.tokens.push(token);
+        }
+        Ok(())
+    }
+
+    /// Normed hidden states of the active sequences' last tokens, whose keys and values join the cache.
+    fn advance(&mut self) -> Result<B::Tensor> {
         let backend = self.decoder.backend();
         let ids: Vec<u32> = self.active.iter().filter_map(|s| s.tokens.last().copied()).collect();
         let mut x = self.decoder.embed(&ids)?;
@@ -350,12 +366,7 @@ impl<'a, B: Backend> Run<'a, B> {
                 backend.scatter_rows(ScatterRowsArgs { y: &mut x, x: &part, rows: &picks })?;
             }
         }
-        let tokens = self.decoder.next_tokens(&self.decoder.normed(&x)?)?;
-        for (sequence, token) in self.active.iter_mut().zip(tokens) {
-            sequence.length += 1;
-            sequence.tokens.push(token);
-        }
-        Ok(())
+        self.decoder.normed(&x)
     }
 
     /// Hands over the sequences that ended with their last token.

@@ -78,6 +78,15 @@ pub trait Device: Send + Sync {
         "native"
     }
 
+    /// Runs `work`, one of many steps in a row that mostly call the same ops on the same memory (a token more for every sequence
+    /// of a batch), which a device may replay as a whole. Not within another step.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Error::Device`](crate::Error::Device).
+    fn step(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        work()
+    }
+
     /// A tensor of zeros.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ mod nf4;
 mod rms_norm;
 mod rope;
 mod rows;
+mod steps;
 mod swiglu;
 
 /// Ops that the modules above test, by the names they give themselves.

@@ -205,5 +205,6 @@ fn generated_tokens_equal_the_cpus_and_do_not_depend_on_the_batch() {
         assert_eq!(generations(&on_gpu(name, Dtype::F32, Residency::Resident), &prompts, 256), expected, "{name}");
         let bf16 = on_gpu(name, Dtype::Bf16, Residency::Resident);
         assert_eq!(generations(&bf16, &prompts, 256), generations(&bf16, &prompts, 2), "{name} in bf16, in batches of two");
+        assert!(bf16.backend().gpu().replayed_steps() > 0, "{name}: no step was replayed as a graph");
     }
 }

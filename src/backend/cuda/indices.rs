@@ -42,4 +42,9 @@ impl Indices {
         kept.push_front((values.to_vec(), index.clone()));
         Ok(index)
     }
+
+    /// Forgets all of them.
+    pub(super) fn clear(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }

@@ -228,6 +228,14 @@ impl Device for CudaBackend {
         }
     }
 
+    fn step(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        // Arrays of the host lie elsewhere within a step, and are written over by the next.
+        self.indices.clear();
+        let done = self.gpu.step(work);
+        self.indices.clear();
+        done
+    }
+
     fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor> {
         let mut tensor = self.tensor(rows, cols, Storage::F32)?;
         self.gpu.clear(&mut tensor.data)?;

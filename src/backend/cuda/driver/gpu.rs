@@ -3,15 +3,14 @@
 use super::cublaslt::{self, CublasLt};
 use super::pool::{Buffer, Pool};
 use super::staging::Staging;
-use super::tensor_map::{Encoded, TensorMap};
+use super::tape::{Call, Parameter, Tape};
+use super::tensor_map::TensorMap;
 use super::{Facts, facts, failed, start};
 use crate::backend::cuda::kernels::{self, Kernel};
 use crate::error::{Error, Result};
 use bytemuck::{NoUninit, Pod};
-use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUfunction_attribute_enum};
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result,
-};
+use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUfunction_attribute_enum, cudaError_enum};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig, PushKernelArg, result};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -27,7 +26,7 @@ const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
 pub struct Gpu {
     facts: Facts,
     context: Arc<CudaContext>,
-    compute: Arc<CudaStream>,
+    pub(super) compute: Arc<CudaStream>,
     copies: Arc<CudaStream>,
     pool: Arc<Pool>,
     staging: Mutex<Staging>,
@@ -35,6 +34,8 @@ pub struct Gpu {
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     /// By symbol, with the dynamic shared memory it was allowed.
     functions: Mutex<HashMap<&'static str, (CudaFunction, u32)>>,
+    /// Steps of a generation that repeat.
+    pub(super) tape: Mutex<Tape>,
     /// Wait after each launch, so that a fault inside a kernel carries that kernel's name.
     synchronous: bool,
 }
@@ -120,7 +121,7 @@ pub struct Argument<'a> {
 #[derive(Debug)]
 enum Value {
     Pointer { address: CUdeviceptr, element: Element, writes: bool },
-    Map(Encoded),
+    Map(Parameter),
 }
 
 impl<'a> Argument<'a> {
@@ -147,7 +148,7 @@ impl<'a> Argument<'a> {
     /// A matrix the kernel loads boxes of.
     #[must_use]
     pub fn boxes(map: &TensorMap<'a>) -> Self {
-        Self { value: Value::Map(map.encoded), buffer: PhantomData }
+        Self { value: Value::Map(map.parameter), buffer: PhantomData }
     }
 
     fn pointer(buffer: &Buffer, element: Element, writes: bool) -> Self {
@@ -178,15 +179,6 @@ pub struct Matmul<'a> {
     pub accumulate: bool,
 }
 
-/// A struct of sizes passed to a kernel by value.
-#[repr(transparent)]
-struct ByValue<S>(S);
-
-#[expect(unsafe_code, reason = "the driver seam")]
-// SAFETY: NoUninit types are plain bytes without padding; the driver copies as many of them as the kernel's parameter has,
-// which is the size of the struct that both sides assert.
-unsafe impl<S: NoUninit> DeviceRepr for ByValue<S> {}
-
 impl Gpu {
     /// Opens GPU `ordinal`. Debug builds wait after every launch.
     ///
@@ -214,6 +206,7 @@ impl Gpu {
             copies,
             modules: Mutex::default(),
             functions: Mutex::default(),
+            tape: Mutex::default(),
             synchronous: cfg!(debug_assertions),
         })
     }
@@ -243,6 +236,18 @@ impl Gpu {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn allocate(&self, len: usize) -> Result<Buffer> {
+        let mut tape = self.tape();
+        if !tape.running() {
+            return self.pool.activations(len);
+        }
+        match tape.block(len) {
+            Some(block) => Ok(block),
+            None => Ok(tape.keep(self.pool.activations(len)?)),
+        }
+    }
+
+    /// The same, and never a step's.
+    pub(super) fn new_block(&self, len: usize) -> Result<Buffer> {
         self.pool.activations(len)
     }
 
@@ -252,15 +257,27 @@ impl Gpu {
     /// [`Error::OutOfMemory`].
     pub fn upload<T: Pod>(&self, values: &[T]) -> Result<Buffer> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
-        let buffer = self.allocate(bytes.len())?;
-        if !bytes.is_empty() {
-            self.bind()?;
-            #[expect(unsafe_code, reason = "the driver seam")]
-            // SAFETY: the buffer has room for `bytes`. They are pageable memory, which the driver has read when this returns.
-            let copied = unsafe { result::memcpy_htod_async(buffer.block.address, bytes, self.compute.cu_stream()) };
-            copied.map_err(|e| failed(&format!("copying {} bytes to the GPU", bytes.len()), e))?;
+        if let Some(buffer) = self.step_input(bytes)? {
+            return Ok(buffer);
         }
+        let buffer = self.allocate(bytes.len())?;
+        self.write(&buffer, bytes)?;
         Ok(buffer)
+    }
+
+    /// Copies `bytes` to the beginning of a buffer that nobody else writes.
+    pub(super) fn write(&self, buffer: &Buffer, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > buffer.len() {
+            return Err(Error::shape("upload", "bytes", &[buffer.len()], &[bytes.len()]));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        #[expect(unsafe_code, reason = "the driver seam")]
+        // SAFETY: the buffer has room for `bytes`. They are pageable memory, which the driver has read when this returns.
+        let copied = unsafe { result::memcpy_htod_async(buffer.block.address, bytes, self.compute.cu_stream()) };
+        copied.map_err(|e| failed(&format!("copying {} bytes to the GPU", bytes.len()), e))
     }
 
     /// Weights: `len` bytes that `fill` writes piece by piece, each a whole number of `unit`s, straight into memory that the
@@ -275,6 +292,7 @@ impl Gpu {
         unit: usize,
         mut fill: impl FnMut(Range<usize>, &mut [u8]) -> Result<()>,
     ) -> Result<Buffer> {
+        self.interrupt()?;
         let buffer = self.pool.weights(len)?;
         self.bind()?;
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
@@ -298,11 +316,7 @@ impl Gpu {
         if buffer.is_empty() {
             return Ok(());
         }
-        self.bind()?;
-        #[expect(unsafe_code, reason = "the driver seam")]
-        // SAFETY: the buffer has that many bytes and is borrowed mutably.
-        let cleared = unsafe { result::memset_d8_async(buffer.block.address, 0, buffer.len(), self.compute.cu_stream()) };
-        cleared.map_err(|e| failed("cuMemsetD8Async", e))
+        self.perform(&Call::Clear { address: buffer.block.address, bytes: buffer.len() }, &|| "cuMemsetD8Async".into())
     }
 
     /// Copies `bytes` bytes between buffers, from `from_offset` to `to_offset`, within the GPU.
@@ -331,11 +345,7 @@ impl Gpu {
         if bytes == 0 {
             return Ok(());
         }
-        self.bind()?;
-        #[expect(unsafe_code, reason = "the driver seam")]
-        // SAFETY: both ranges lie in buffers that are borrowed, checked by the callers, and do not overlap.
-        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.compute.cu_stream()) };
-        copied.map_err(|e| failed(&format!("copying {bytes} bytes within the GPU"), e))
+        self.perform(&Call::Copy { to, from, bytes }, &|| format!("copying {bytes} bytes within the GPU"))
     }
 
     /// Waits for all work and copies a buffer of `T`s back.
@@ -343,6 +353,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`], also for faults of kernels launched before.
     pub fn download<T: Pod>(&self, buffer: &Buffer) -> Result<Vec<T>> {
+        self.interrupt()?;
         let mut values = vec![T::zeroed(); buffer.len() / size_of::<T>()];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
         if !bytes.is_empty() {
@@ -364,6 +375,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] with the first fault since the last wait.
     pub fn synchronize(&self) -> Result<()> {
+        self.interrupt()?;
         self.compute.synchronize().map_err(|e| failed("waiting for the GPU", e))?;
         self.context.check_err().map_err(|e| failed("an earlier call", e))
     }
@@ -406,26 +418,59 @@ impl Gpu {
         if geometry.grid.contains(&0) {
             return Ok(());
         }
-        let function = self.function(kernel, geometry.shared, || signature::<S>(arguments))?;
-        let mut launch = self.compute.launch_builder(&function);
-        for argument in arguments {
-            match &argument.value {
-                Value::Pointer { address, .. } => launch.arg(address),
-                Value::Map(map) => launch.arg(map),
-            };
+        self.function(kernel, geometry.shared, || signature::<S>(arguments))?;
+        let mut parameters = Vec::with_capacity(arguments.len() + 1);
+        parameters.extend(arguments.iter().map(|argument| match &argument.value {
+            Value::Pointer { address, .. } => Parameter::address(*address),
+            Value::Map(map) => *map,
+        }));
+        parameters.push(Parameter::bytes(bytemuck::bytes_of(&sizes)).ok_or_else(|| Error::Device {
+            problem: format!("kernel {}: its sizes take {} bytes", kernel.name, size_of::<S>()),
+            help: Some("this is a bug in prunectl; please report it".into()),
+        })?);
+        let what = || format!("kernel {} with {geometry:?} and {sizes:?}", kernel.name);
+        self.perform(&Call::Launch { kernel, geometry, parameters }, &what)
+    }
+
+    /// Queues a call, now.
+    pub(super) fn queue(&self, call: &Call) -> Result<(), DriverError> {
+        self.context.bind_to_thread()?;
+        let stream = self.compute.cu_stream();
+        match call {
+            Call::Launch { kernel, geometry, parameters } => {
+                let functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some((function, _)) = functions.get(kernel.name) else {
+                    return Err(DriverError(cudaError_enum::CUDA_ERROR_NOT_FOUND));
+                };
+                let mut launch = self.compute.launch_builder(function);
+                for parameter in parameters {
+                    launch.arg(parameter);
+                }
+                let [x, y, z] = geometry.grid;
+                let (grid_dim, block_dim) = ((x, y, z), (geometry.block, 1, 1));
+                let config = LaunchConfig { grid_dim, block_dim, shared_mem_bytes: geometry.shared };
+                #[expect(unsafe_code, reason = "the driver seam")]
+                // SAFETY: types and order of the arguments are the kernel's (`function` compared them), and each has at least
+                // as many bytes as the parameter; bounds are the caller's of `launch`, as documented; what the kernel writes
+                // was borrowed mutably; memory that is freed after this call is reused only by work that comes after it
+                // (`Pool`).
+                unsafe { launch.launch(config) }.map(drop)
+            }
+            Call::Copy { to, from, bytes } => {
+                #[expect(unsafe_code, reason = "the driver seam")]
+                // SAFETY: both ranges lie in buffers that were borrowed, checked by the callers, and do not overlap.
+                unsafe {
+                    result::memcpy_dtod_async(*to, *from, *bytes, stream)
+                }
+            }
+            Call::Clear { address, bytes } => {
+                #[expect(unsafe_code, reason = "the driver seam")]
+                // SAFETY: the buffer has that many bytes and was borrowed mutably.
+                unsafe {
+                    result::memset_d8_async(*address, 0, *bytes, stream)
+                }
+            }
         }
-        let by_value = ByValue(sizes);
-        launch.arg(&by_value);
-        let [x, y, z] = geometry.grid;
-        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (geometry.block, 1, 1), shared_mem_bytes: geometry.shared };
-        #[expect(unsafe_code, reason = "the driver seam")]
-        // SAFETY: types and order of the arguments are the kernel's (`function` compared them), bounds the caller's, as
-        // documented; what the kernel writes was borrowed mutably; memory that is freed after this call is reused only by
-        // work that comes after it (`Pool`).
-        let launched = unsafe { launch.launch(config) }.map(drop);
-        launched
-            .and_then(|()| self.settle())
-            .map_err(|e| failed(&format!("kernel {} with {geometry:?} and {:?}", kernel.name, by_value.0), e))
     }
 
     /// Queues a product of cuBLASLt's. As with `launch`, the caller answers for the length of y.
@@ -447,6 +492,7 @@ impl Gpu {
                 return Err(Error::shape("cublaslt", arg, &[needed], &[buffer.len()]));
             }
         }
+        self.interrupt()?;
         self.bind()?;
         let product = cublaslt::Matmul {
             y,
@@ -464,12 +510,12 @@ impl Gpu {
     }
 
     /// Waits for what was just queued, in debug builds.
-    fn settle(&self) -> std::result::Result<(), DriverError> {
+    pub(super) fn settle(&self) -> std::result::Result<(), DriverError> {
         if self.synchronous { self.compute.synchronize() } else { Ok(()) }
     }
 
-    /// The function of a kernel, allowed `shared` bytes of dynamic shared memory.
-    fn function(&self, kernel: Kernel, shared: u32, signature: impl FnOnce() -> String) -> Result<CudaFunction> {
+    /// Looks a kernel up, and allows it `shared` bytes of dynamic shared memory.
+    fn function(&self, kernel: Kernel, shared: u32, signature: impl FnOnce() -> String) -> Result<()> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let (function, allowed) = match functions.get(kernel.name) {
             Some((function, allowed)) => (function.clone(), *allowed),
@@ -490,8 +536,8 @@ impl Gpu {
             let what = || format!("{shared} bytes of shared memory for kernel {}", kernel.name);
             function.set_attribute(attribute, bytes).map_err(|e| failed(&what(), e))?;
         }
-        functions.insert(kernel.name, (function.clone(), allowed.max(shared)));
-        Ok(function)
+        functions.insert(kernel.name, (function, allowed.max(shared)));
+        Ok(())
     }
 
     fn load(&self, kernel: Kernel) -> Result<CudaFunction> {

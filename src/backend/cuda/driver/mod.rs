@@ -7,6 +7,8 @@ mod cublaslt;
 mod gpu;
 mod pool;
 mod staging;
+mod steps;
+mod tape;
 mod tensor_map;
 
 pub use cublaslt::{CublasLt, cublaslt_present, cublaslt_version};

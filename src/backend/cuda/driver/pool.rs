@@ -39,10 +39,20 @@ pub struct Buffer {
     pub(super) block: Block,
     len: usize,
     used: Use,
+    /// The buffer this one is a part of.
+    whole: Option<Arc<Buffer>>,
     pool: Arc<Pool>,
 }
 
 impl Buffer {
+    /// `len` bytes of another buffer, from `offset`; fewer, or none, where it is shorter.
+    pub(super) fn lend(whole: &Arc<Self>, offset: usize, len: usize) -> Self {
+        let offset = offset.min(whole.len);
+        let len = len.min(whole.len - offset);
+        let block = Block { address: whole.block.address + offset as u64, bytes: len };
+        Self { block, len, used: whole.used, whole: Some(Arc::clone(whole)), pool: Arc::clone(&whole.pool) }
+    }
+
     /// Number of bytes.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -58,7 +68,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.pool.give_back(self.block, self.used);
+        if self.whole.is_none() {
+            self.pool.give_back(self.block, self.used);
+        }
     }
 }
 
@@ -128,7 +140,7 @@ impl Pool {
     /// Memory for activations, of unspecified content.
     pub(super) fn activations(self: &Arc<Self>, len: usize) -> Result<Buffer> {
         let block = self.take(len, Use::Activations)?;
-        Ok(Buffer { block, len, used: Use::Activations, pool: Arc::clone(self) })
+        Ok(Buffer { block, len, used: Use::Activations, whole: None, pool: Arc::clone(self) })
     }
 
     /// Memory for weights, of unspecified content, that the copy stream may write.
@@ -150,7 +162,7 @@ impl Pool {
             }
             None => self.take(len, Use::Weights)?,
         };
-        Ok(Buffer { block, len, used: Use::Weights, pool: Arc::clone(self) })
+        Ok(Buffer { block, len, used: Use::Weights, whole: None, pool: Arc::clone(self) })
     }
 
     /// A new block from the driver; when it has none, after giving back what is not in use.

@@ -2,27 +2,20 @@
 
 use super::failed;
 use super::pool::Buffer;
+use super::tape::Parameter;
 use crate::error::{Error, Result};
-use cudarc::driver::{DeviceRepr, sys};
+use cudarc::driver::sys;
 use std::marker::PhantomData;
 
 /// Elements of bf16 in a row of a box: the 128 bytes that the widest swizzle permutes within.
 const BOX_COLS: u32 = 64;
 
-/// The driver's struct, passed to a kernel by value.
-#[derive(Debug, Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct Encoded(sys::CUtensorMap);
-
-#[expect(unsafe_code, reason = "the driver seam")]
-// SAFETY: it is 128 bytes that cuTensorMapEncodeTiled wrote, the size of the kernels' TensorMap.
-unsafe impl DeviceRepr for Encoded {}
-
 /// A row-major bf16 matrix, from which kernels load boxes of some rows and 64 columns into shared memory with the 128-byte
 /// swizzle. What of a box lies outside of the matrix is zero.
 #[derive(Debug)]
 pub struct TensorMap<'a> {
-    pub(super) encoded: Encoded,
+    /// What a kernel takes by value.
+    pub(super) parameter: Parameter,
     buffer: PhantomData<&'a Buffer>,
 }
 
@@ -61,6 +54,6 @@ impl<'a> TensorMap<'a> {
             )
         };
         status.result().map_err(|e| failed(&format!("cuTensorMapEncodeTiled for [{rows}, {cols}]"), e))?;
-        Ok(Self { encoded: Encoded(map), buffer: PhantomData })
+        Ok(Self { parameter: Parameter(map.opaque), buffer: PhantomData })
     }
 }

@@ -110,3 +110,28 @@ fn a_step_that_fails_leaves_nothing_behind() {
         same(&format!("step {step}"), &backend.download(&world.sums).unwrap(), &backend.download(&expected.sums).unwrap());
     }
 }
+
+/// What a step frees may be used by calls of it that a graph has still to do.
+#[test]
+fn memory_that_a_step_frees_or_uploads() {
+    let (Some(stepping), Some(plain)) = (backend(), backend()) else { return };
+    let (mut world, mut expected) = (World::new(&stepping), World::new(&plain));
+    for step in 0..12 {
+        let rows = rows(step % 8);
+        stepping
+            .step(&mut || {
+                world.advance(&stepping, &rows)?;
+                if step == 5 || step == 9 {
+                    world.table = stepping.upload(40, COLS, &floats(u64::from(step), 40 * COLS))?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        expected.advance(&plain, &rows).unwrap();
+        if step == 5 || step == 9 {
+            expected.table = plain.upload(40, COLS, &floats(u64::from(step), 40 * COLS)).unwrap();
+        }
+        same(&format!("step {step}"), &stepping.download(&world.sums).unwrap(), &plain.download(&expected.sums).unwrap());
+    }
+    assert!(stepping.gpu().replayed_steps() > 0);
+}

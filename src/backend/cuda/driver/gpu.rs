@@ -28,7 +28,7 @@ pub struct Gpu {
     context: Arc<CudaContext>,
     pub(super) compute: Arc<CudaStream>,
     copies: Arc<CudaStream>,
-    pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool>,
     staging: Mutex<Staging>,
     /// By file name. Loaded when the first kernel of a file is launched.
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
@@ -244,11 +244,6 @@ impl Gpu {
             Some(block) => Ok(block),
             None => Ok(tape.keep(self.pool.activations(len)?)),
         }
-    }
-
-    /// The same, and never a step's.
-    pub(super) fn new_block(&self, len: usize) -> Result<Buffer> {
-        self.pool.activations(len)
     }
 
     /// Copies `values` to the GPU. Does not wait for it.

@@ -86,6 +86,8 @@ struct State {
     parked_bytes: u64,
     /// Most bytes of both kinds.
     peak: u64,
+    /// Given back while calls that may use them are put off; `None` where none are.
+    held: Option<Vec<(Block, Use)>>,
 }
 
 impl State {
@@ -257,8 +259,25 @@ impl Pool {
         Ok(())
     }
 
+    /// Keeps what is given back from now on: calls that may use it are not queued yet.
+    pub(super) fn hold(&self) {
+        self.state().held.get_or_insert_default();
+    }
+
+    /// They are queued.
+    pub(super) fn let_go(&self) {
+        let held = self.state().held.take();
+        for (block, used) in held.into_iter().flatten() {
+            self.give_back(block, used);
+        }
+    }
+
     /// Errors are stored by cudarc and returned by the next call.
     fn give_back(&self, block: Block, used: Use) {
+        if let Some(held) = &mut self.state().held {
+            held.push((block, used));
+            return;
+        }
         match used {
             Use::Activations => {
                 self.state().lent -= block.bytes as u64;

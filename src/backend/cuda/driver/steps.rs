@@ -26,14 +26,7 @@ impl Gpu {
     /// # Errors
     /// Those of `work`; [`Error::Device`].
     pub fn step(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let wanted = self.tape().begin();
-        if let Some(bytes) = wanted {
-            match self.new_block(bytes) {
-                Ok(buffer) => self.tape().set_inputs(buffer),
-                Err(error) => return self.forget(error),
-            }
-        }
-        match work().and_then(|()| self.end_step()) {
+        match self.begin_step().and_then(|()| work()).and_then(|()| self.end_step()) {
             Ok(()) => {
                 self.tape().leave();
                 Ok(())
@@ -42,9 +35,22 @@ impl Gpu {
         }
     }
 
+    fn begin_step(&self) -> Result<()> {
+        let mut tape = self.tape();
+        if let Some(bytes) = tape.begin() {
+            let buffer = self.pool.activations(bytes)?;
+            tape.set_inputs(buffer);
+        }
+        if tape.puts_off() {
+            self.pool.hold();
+        }
+        Ok(())
+    }
+
     /// After a failure nothing is known of the step before, and its memory is given back.
     fn forget(&self, error: Error) -> Result<()> {
         self.tape().forget();
+        self.pool.let_go();
         Err(error)
     }
 
@@ -58,6 +64,7 @@ impl Gpu {
             let launched = graph.0.launch().and_then(|()| self.settle());
             launched.map_err(|e| failed("launching a CUDA graph", e))?;
             tape.replayed += 1;
+            self.pool.let_go();
         }
         if let Some(calls) = tape.end() {
             let graph = self.capture(calls).map_err(|e| failed("capturing a CUDA graph", e))?;
@@ -112,6 +119,7 @@ impl Gpu {
         for call in &before {
             self.queue(call).and_then(|()| self.settle()).map_err(|e| failed(&format!("{call:?}"), e))?;
         }
+        self.pool.let_go();
         Ok(())
     }
 

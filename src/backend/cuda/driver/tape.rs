@@ -111,12 +111,18 @@ impl Tape {
         self.running
     }
 
-    /// Begins a step. Returns the bytes the inputs' buffer should have where it has fewer.
+    /// Whether this step's calls are put off.
+    pub(super) const fn puts_off(&self) -> bool {
+        self.put_off
+    }
+
+    /// Begins a step. Returns the bytes of a new buffer for the inputs where one is needed: there is none, it is too small, or
+    /// somebody still holds a part of it.
     pub(super) fn begin(&mut self) -> Option<usize> {
         self.running = true;
         (self.position, self.changed, self.had, self.used) = (0, false, 0, 0);
         self.put_off = self.graph.is_some();
-        let there = self.inputs.as_ref().map_or(0, |inputs| inputs.len());
+        let there = self.inputs.as_ref().filter(|inputs| Arc::strong_count(inputs) == 1).map_or(0, |inputs| inputs.len());
         let wanted = self.wanted.max(1 << 16).next_power_of_two();
         (there < wanted).then_some(wanted)
     }

@@ -208,7 +208,7 @@ impl CpuBackend {
 /// Range `index` of `ranges` ranges of panels. Each thread begins with one stretch of them, the next panel of which is on
 /// its way from memory.
 fn panel_range(panels: usize, threads: usize, ranges: usize, index: usize) -> Range<usize> {
-    if ranges % threads > 0 {
+    if !ranges.is_multiple_of(threads) {
         return share(panels, ranges, index);
     }
     let each = ranges / threads;

@@ -82,7 +82,7 @@ pub trait Device: Send + Sync {
     /// of a batch), which a device may replay as a whole. Not within another step.
     ///
     /// # Errors
-    /// Those of `work`; [`Error::Device`](crate::Error::Device).
+    /// Those of `work`; [`Error::Device`].
     fn step(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         work()
     }

@@ -94,7 +94,8 @@ pub fn generate<B: Backend>(
         .with_help("lower --max-new-tokens, or leave out the longest records"));
     }
     let page_bytes = decoder.backend().kv_page_bytes(decoder.config().heads());
-    let sequence_bytes = page_bytes * (longest.div_ceil(PAGE_TOKENS) * request.plan.kept().len()) as u64;
+    let sequence_pages = longest.div_ceil(PAGE_TOKENS) * request.plan.kept().len();
+    let sequence_bytes = page_bytes * sequence_pages as u64;
     let fit = usize::try_from(request.options.kv_budget / sequence_bytes.max(1)).unwrap_or(usize::MAX);
     // One sequence more a prompt: the base, whose pages the variants share while they are prefilled.
     let mut sequences = fit.saturating_sub(1).clamp(1, request.options.max_sequences.max(1));
@@ -104,7 +105,8 @@ pub fn generate<B: Backend>(
         let group = sequences.min(request.variants.len() - first_variant);
         let of_group = first_variant..first_variant + group;
         let missing: Vec<usize> = (0..request.prompts.len()).filter(|&p| of_group.clone().any(|v| !finished[v][p])).collect();
-        let run = Run::new(decoder, request, &request.variants[of_group], first_variant);
+        let most = sequences.min(missing.len().saturating_mul(group)) + missing.len().min(sequences);
+        let run = Run::new(decoder, request, &request.variants[of_group], first_variant, most.saturating_mul(sequence_pages));
         let outcome = run.and_then(|mut run| {
             run.all(&missing, sequences, progress, &mut |generation| {
                 // One that finished before memory ran out comes again if another variant of its prompt did not.
@@ -154,6 +156,7 @@ impl<'a, B: Backend> Run<'a, B> {
         request: &'a GenerateRequest<'a>,
         variants: &'a [Option<usize>],
         first_variant: usize,
+        most_pages: usize,
     ) -> Result<Self> {
         let backend = decoder.backend();
         Ok(Self {
@@ -161,7 +164,7 @@ impl<'a, B: Backend> Run<'a, B> {
             request,
             variants,
             first_variant,
-            pool: KvPool::new(backend, decoder.config().heads())?,
+            pool: KvPool::new(backend, decoder.config().heads(), most_pages)?,
             scratch: Scratch::new(backend)?,
             active: Vec::new(),
         })

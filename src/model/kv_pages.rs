@@ -11,12 +11,14 @@ pub struct KvPool<B: KvCache> {
 }
 
 impl<B: KvCache> KvPool<B> {
-    /// An empty pool.
+    /// An empty pool, which may grow to `most` pages or so.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device).
-    pub fn new(backend: &B, heads: Heads) -> Result<Self> {
-        Ok(Self { pages: backend.kv_pages(0, heads)?, owners: Vec::new(), free: Vec::new() })
+    pub fn new(backend: &B, heads: Heads, most: usize) -> Result<Self> {
+        let mut pages = backend.kv_pages(0, heads)?;
+        backend.kv_expect(&mut pages, most);
+        Ok(Self { pages, owners: Vec::new(), free: Vec::new() })
     }
 
     /// The device's pages.

@@ -98,6 +98,10 @@ pub trait KvCache: Device {
     /// [`Error::Device`] when memory is short.
     fn kv_grow(&self, pool: &mut Self::KvPages, pages: usize) -> Result<()>;
 
+    /// Says that the pool may grow to `pages` pages, for a backend that can set addresses aside for them: memory is taken as they
+    /// are written, and nothing has to move. Changes no result.
+    fn kv_expect(&self, _pool: &mut Self::KvPages, _pages: usize) {}
+
     /// Bytes a page takes.
     fn kv_page_bytes(&self, heads: Heads) -> u64;
 

@@ -428,6 +428,13 @@ impl KvCache for Any {
         }
     }
 
+    fn kv_expect(&self, pool: &mut KvPages, pages: usize) {
+        match self {
+            Self::Cpu(b) => b.kv_expect(pool.cpu_mut(), pages),
+            Self::Cuda(b, _) => b.kv_expect(pool.cuda_mut(), pages),
+        }
+    }
+
     fn kv_page_bytes(&self, heads: Heads) -> u64 {
         match self {
             Self::Cpu(b) => b.kv_page_bytes(heads),

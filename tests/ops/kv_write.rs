@@ -53,15 +53,21 @@ fn stores(backend: &Any) {
 #[test]
 fn copied_pages_and_grown_pools_keep_what_was_there() {
     for backend in backends(Dtype::F32) {
-        copies_and_grows(&backend);
+        // Within what was expected, and beyond it.
+        for expected in [None, Some(4), Some(9)] {
+            copies_and_grows(&backend, expected);
+        }
     }
 }
 
-fn copies_and_grows(backend: &Any) {
+fn copies_and_grows(backend: &Any, expected: Option<usize>) {
     let heads = Heads { heads: 4, kv_heads: 2, head_dim: 12 };
     let mut pages = backend.kv_pages(2, heads).unwrap();
     let qkv = floats(6, 2 * heads.qkv_cols());
     write(backend, &mut pages, heads, &qkv, &[0, 16]);
+    if let Some(expected) = expected {
+        backend.kv_expect(&mut pages, expected);
+    }
     backend.kv_grow(&mut pages, 5).unwrap();
     backend.kv_copy_page(&mut pages, 1, 4).unwrap();
     write(backend, &mut pages, heads, &qkv[..heads.qkv_cols()], &[16]);

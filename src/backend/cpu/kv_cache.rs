@@ -3,27 +3,54 @@
 //! A page holds sixteen tokens. For each kv head: K transposed, [head_dim][16 tokens], so that sixteen scores are one vector;
 //! then V, [16 tokens][head_dim], rows padded to whole lines.
 
+use super::matrix::map_lines;
 use super::simd::{LANES, Line};
-use super::{CpuBackend, Tensor, set_len};
+use super::{CpuBackend, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS};
-use bytemuck::Zeroable;
+use bytemuck::{cast_slice, cast_slice_mut};
+use memmap2::MmapMut;
 
 /// Keys that one thread writes sooner than it would wake another: each goes to a line of its own.
 const WRITE_ALONE: usize = 2000;
 
-/// A pool of pages.
-#[derive(Debug, Clone)]
+/// A pool of pages, in memory that was mapped for more of them: what was never written takes none.
+#[derive(Debug)]
 pub struct KvPages {
     pub(super) heads: Heads,
-    pub(super) lines: Vec<Line>,
+    capacity: usize,
+    /// Empty until there are pages.
+    memory: Option<MmapMut>,
 }
 
 impl KvPages {
     /// Pages in the pool.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.lines.len() / page_lines(self.heads).max(1)
+        self.capacity
+    }
+
+    /// The pages, [`page_lines`] each.
+    pub(super) fn lines(&self) -> &[Line] {
+        self.memory.as_ref().map_or(&[], |memory| &cast_slice(memory)[..self.capacity * page_lines(self.heads)])
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        self.memory.as_mut().map_or(&mut [], |memory| &mut cast_slice_mut(memory)[..self.capacity * page_lines(self.heads)])
+    }
+
+    /// Pages there are addresses for.
+    fn mapped(&self) -> usize {
+        self.memory.as_ref().map_or(0, |memory| memory.len() / size_of::<Line>() / page_lines(self.heads).max(1))
+    }
+
+    /// Moves the pages to where there are addresses for `pages` of them.
+    fn map(&mut self, pages: usize) -> Result<()> {
+        let mut memory = map_lines(pages.saturating_mul(page_lines(self.heads)))?;
+        let used = self.lines();
+        cast_slice_mut(&mut memory)[..used.len()].copy_from_slice(used);
+        self.memory = Some(memory);
+        Ok(())
     }
 }
 
@@ -75,14 +102,24 @@ impl KvCache for CpuBackend {
     type KvPages = KvPages;
 
     fn kv_pages(&self, pages: usize, heads: Heads) -> Result<KvPages> {
-        let mut pool = KvPages { heads, lines: Vec::new() };
+        let mut pool = KvPages { heads, capacity: 0, memory: None };
         self.kv_grow(&mut pool, pages)?;
         Ok(pool)
     }
 
     fn kv_grow(&self, pool: &mut KvPages, pages: usize) -> Result<()> {
-        let lines = pages.saturating_mul(page_lines(pool.heads));
-        if lines > pool.lines.len() { set_len(&mut pool.lines, lines, Zeroable::zeroed()) } else { Ok(()) }
+        if pages > pool.mapped() && page_lines(pool.heads) > 0 {
+            pool.map(pages)?;
+        }
+        pool.capacity = pool.capacity.max(pages);
+        Ok(())
+    }
+
+    fn kv_expect(&self, pool: &mut KvPages, pages: usize) {
+        if pages > pool.mapped() && page_lines(pool.heads) > 0 {
+            // Where there are no addresses to spare, the pool moves as it grows.
+            let _ = pool.map(pages);
+        }
     }
 
     fn kv_page_bytes(&self, heads: Heads) -> u64 {
@@ -104,7 +141,7 @@ impl KvCache for CpuBackend {
             .map(|(row, &slot)| (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS, row))
             .collect();
         places.sort_unstable();
-        let mut rest = pages.lines.as_mut_slice();
+        let mut rest = pages.lines_mut();
         let mut passed = 0;
         let tasks = places.chunk_by(|a, b| a.0 == b.0).map(|places| {
             let page = places[0].0;
@@ -130,7 +167,7 @@ impl KvCache for CpuBackend {
         crate::ops::expect_below("kv_copy_page", "from, to", &[from, to], pool.capacity())?;
         let lines = page_lines(pool.heads);
         let start = from as usize * lines;
-        pool.lines.copy_within(start..start + lines, to as usize * lines);
+        pool.lines_mut().copy_within(start..start + lines, to as usize * lines);
         Ok(())
     }
 
@@ -142,7 +179,7 @@ impl KvCache for CpuBackend {
         for row in rows {
             seen.push((row.pages, row.len as usize));
         }
-        self.attend(&mut y.data, qkv, heads, &pages.lines, &seen, scale);
+        self.attend(&mut y.data, qkv, heads, pages.lines(), &seen, scale);
         Ok(())
     }
 }

@@ -284,8 +284,8 @@ impl Matrix {
 pub(super) fn map_lines(lines: usize) -> Result<MmapMut> {
     let bytes = lines.saturating_mul(size_of::<Line>());
     let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Device {
-        problem: format!("not enough memory for {bytes} bytes of weights"),
-        help: Some("use a smaller model, or a machine with more memory".into()),
+        problem: format!("not enough memory for {bytes} bytes"),
+        help: Some("use a smaller model or batch, or a machine with more memory".into()),
     })?;
     // Advice that is not taken costs speed and nothing else.
     #[cfg(target_os = "linux")]

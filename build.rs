@@ -6,7 +6,7 @@
 //! from the list below, never from the machine's own GPU: two machines build the same program.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "Cargo reads directives on standard output")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
@@ -61,7 +61,7 @@ fn build() -> Result<()> {
     let mut images = String::new();
     if let Some(nvcc) = &nvcc {
         for source in &sources {
-            let image = nvcc.compile(source, &headers, &kernels.join("include"), &cache)?;
+            let image = nvcc.compile(source, &root, &cache)?;
             let _ = write!(images, "(\"{}\", include_bytes!({image:?})), ", stem(source));
         }
     }
@@ -149,13 +149,16 @@ impl Nvcc {
         Ok(Self { path, version })
     }
 
-    /// The fatbin of one file in the folder `cache`, made unless one from the same sources, headers, flags and compiler is there.
-    fn compile(&self, source: &Path, headers: &[PathBuf], include: &Path, cache: &Path) -> Result<PathBuf> {
+    /// The fatbin of one file in the folder `cache`, made unless one from the same source, headers, flags and compiler is there.
+    /// Names are taken from `root`, so that a copy of the repository may take over the fatbins.
+    fn compile(&self, source: &Path, root: &Path, cache: &Path) -> Result<PathBuf> {
         let flags = flags();
+        let include = root.join("kernels/include");
+        let files = with_headers(source, &include)?;
         let mut hasher = DefaultHasher::new();
-        (&self.path, &self.version, &flags).hash(&mut hasher);
-        for file in std::iter::once(source).chain(headers.iter().map(PathBuf::as_path)) {
-            (file, read(file)?).hash(&mut hasher);
+        (self.path.strip_prefix(root).unwrap_or(&self.path), &self.version, &flags).hash(&mut hasher);
+        for file in &files {
+            (file.file_name(), read(file)?).hash(&mut hasher);
         }
         let image = cache.join(format!("{}-{:016x}.fatbin", stem(source), hasher.finish()));
         if image.is_file() {
@@ -163,9 +166,10 @@ impl Nvcc {
         }
         // Under another name until it is whole: builds of two profiles may run at once.
         let unfinished = image.with_extension(format!("{}.tmp", std::process::id()));
+        let dependencies = unfinished.with_extension("d.tmp");
         let mut command = Command::new(&self.path);
         command.args(&flags).arg("--threads").arg(env::var("NUM_JOBS").unwrap_or_else(|_| "1".into()));
-        command.arg("-I").arg(include).arg("-o").arg(&unfinished).arg(source);
+        command.arg("-MD").arg("-MF").arg(&dependencies).arg("-I").arg(&include).arg("-o").arg(&unfinished).arg(source);
         let output = command.output().map_err(|e| format!("{}: {e}", self.path.display()))?;
         if !output.status.success() {
             return Err(format!(
@@ -175,9 +179,67 @@ impl Nvcc {
                 String::from_utf8_lossy(&output.stderr)
             ));
         }
+        // A header that the name of the fatbin does not stand for would leave an old fatbin in use when it changes.
+        let read_by_nvcc = prerequisites(&read(&dependencies)?);
+        fs::remove_file(&dependencies).map_err(|e| format!("cannot remove {}: {e}", dependencies.display()))?;
+        if let Some(overlooked) = overlooked(&read_by_nvcc, &root.join("kernels"), &files)? {
+            return Err(format!(
+                "{} includes {} in a way that build.rs does not see\nhelp: write #include \"name\"",
+                source.display(),
+                overlooked.display()
+            ));
+        }
         fs::rename(&unfinished, &image).map_err(|e| format!("cannot write {}: {e}", image.display()))?;
         Ok(image)
     }
+}
+
+/// A source file and the headers of ours that it includes, directly or not. Others are the compiler's.
+fn with_headers(source: &Path, include: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::from([canonical(source)?]);
+    let mut unread = vec![source.to_path_buf()];
+    while let Some(file) = unread.pop() {
+        let folder = file.parent().unwrap_or(include);
+        for name in read(&file)?.lines().filter_map(included) {
+            // Where the compiler looks: beside the file, then in the folder of headers.
+            let Some(header) = [folder.join(name), include.join(name)].into_iter().find(|path| path.is_file()) else { continue };
+            if found.insert(canonical(&header)?) {
+                unread.push(header);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// `#include "pack.cuh"` -> `pack.cuh`.
+fn included(line: &str) -> Option<&str> {
+    let name = line.trim_start().strip_prefix('#')?.trim_start().strip_prefix("include")?.trim_start();
+    let (name, end) = name.strip_prefix('"').map(|n| (n, '"')).or_else(|| name.strip_prefix('<').map(|n| (n, '>')))?;
+    name.split_once(end).map(|(name, _)| name)
+}
+
+/// The files that a rule for make names behind its colon.
+fn prerequisites(rule: &str) -> Vec<PathBuf> {
+    const SPACE: &str = "\0";
+    let rule = rule.replace("\\\r\n", " ").replace("\\\n", " ").replace("\\ ", SPACE);
+    let words = rule.split_whitespace().map(|word| word.replace(SPACE, " "));
+    words.skip_while(|word| !word.ends_with(':')).skip(1).map(PathBuf::from).collect()
+}
+
+/// A file of the folder `kernels` among what the compiler read that is not one of `files`.
+fn overlooked(read: &[PathBuf], kernels: &Path, files: &BTreeSet<PathBuf>) -> Result<Option<PathBuf>> {
+    let kernels = canonical(kernels)?;
+    for file in read {
+        let file = canonical(file)?;
+        if file.starts_with(&kernels) && !files.contains(&file) {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
+}
+
+fn canonical(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|e| format!("cannot open {}: {e}", path.display()))
 }
 
 fn flags() -> Vec<String> {

@@ -6,6 +6,8 @@
 #include "reduce.cuh"
 
 constexpr int THREADS = 256;
+// A multiprocessor: 64 registers a thread. Left alone, ptxas aims at five blocks on some GPUs, and spills.
+constexpr int BLOCKS = 4;
 // A warp a query; the block's queries share the keys in shared memory.
 constexpr uint32_t QUERIES = THREADS / WARP;
 // Keys at a time: a lane each.
@@ -91,14 +93,14 @@ __device__ __forceinline__ void attend(float* shared, T* y, const Source source)
 // y: [rows, heads * head_dim] (=);  tiles: [count, 4], see PackedQueries, at most QUERIES queries each.  f32 throughout.
 // Geometry: grid (count * heads), 256 threads, shared memory as in attend.  head_dim up to 256.
 // Limit: 4 head_dim FLOPs a visible pair of query and key, at the rate of ordinary FMA units.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_f32(float* __restrict__ y, const float* __restrict__ qkv, const uint32_t* __restrict__ tiles, AttentionSizes sizes) {
     DYN_SMEM(shared);
     attend(reinterpret_cast<float*>(shared), y, PackedQueries<float>(qkv, tiles, sizes));
 }
 EXPORT_KERNEL(attention_f32, THREADS)
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_bf16(bf16* __restrict__ y, const bf16* __restrict__ qkv, const uint32_t* __restrict__ tiles, AttentionSizes sizes) {
     DYN_SMEM(shared);
     attend(reinterpret_cast<float*>(shared), y, PackedQueries<bf16>(qkv, tiles, sizes));
@@ -108,7 +110,7 @@ EXPORT_KERNEL(attention_bf16, THREADS)
 // attention_paged_<x>: the same for one row at a time over its pages; q is read from qkv.  pages: see kv_cache.cu;  tables, rows:
 // see PagedQueries.  Geometry: grid (rows * kv_heads, parts of QUERIES of a group), 256 threads, shared memory as in attend.
 // Limit: the keys and values of each row read once a part.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_paged_f32(float* __restrict__ y, const float* __restrict__ qkv, const float* __restrict__ pages,
                         const uint32_t* __restrict__ tables, const uint32_t* __restrict__ rows, AttentionSizes sizes) {
     DYN_SMEM(shared);
@@ -116,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 EXPORT_KERNEL(attention_paged_f32, THREADS)
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_paged_bf16(bf16* __restrict__ y, const bf16* __restrict__ qkv, const bf16* __restrict__ pages,
                          const uint32_t* __restrict__ tables, const uint32_t* __restrict__ rows, AttentionSizes sizes) {
     DYN_SMEM(shared);

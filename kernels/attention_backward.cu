@@ -5,6 +5,8 @@
 #include "reduce.cuh"
 
 constexpr int THREADS = 256;
+// A multiprocessor: 64 registers a thread. Left alone, ptxas aims at five blocks on some GPUs, and spills.
+constexpr int BLOCKS = 4;
 // A warp a query, or a key.
 constexpr uint32_t OWN = THREADS / WARP;
 // Keys, or queries, at a time: a lane each.
@@ -181,7 +183,7 @@ __device__ __forceinline__ void gradient_of_keys(unsigned char* shared, T* d_qkv
 // 4], see PackedQueries, at most OWN queries each.  f32 throughout.
 // Geometry: grid (count * heads), 256 threads, shared memory as in Rows.  head_dim up to 256.
 // Limit: 6 head_dim FLOPs a visible pair of query and key, at the rate of ordinary FMA units.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_backward_queries_f32(float* __restrict__ d_qkv, float* __restrict__ kept, const float* __restrict__ qkv,
                                    const float* __restrict__ y, const float* __restrict__ d_y, const uint32_t* __restrict__ tiles,
                                    AttentionSizes sizes) {
@@ -190,7 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 EXPORT_KERNEL(attention_backward_queries_f32, THREADS)
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_backward_queries_bf16(bf16* __restrict__ d_qkv, float* __restrict__ kept, const bf16* __restrict__ qkv,
                                     const bf16* __restrict__ y, const bf16* __restrict__ d_y, const uint32_t* __restrict__ tiles,
                                     AttentionSizes sizes) {
@@ -203,7 +205,7 @@ EXPORT_KERNEL(attention_backward_queries_bf16, THREADS)
 // in ascending order.  Arguments as above; tiles of at most OWN keys.
 // Geometry: grid (count * kv_heads), 256 threads, shared memory as in Rows.
 // Limit: 8 head_dim FLOPs a visible pair of query and key.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_backward_keys_f32(float* __restrict__ d_qkv, const float* __restrict__ kept, const float* __restrict__ qkv,
                                 const float* __restrict__ d_y, const uint32_t* __restrict__ tiles, AttentionSizes sizes) {
     DYN_SMEM(shared);
@@ -211,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 EXPORT_KERNEL(attention_backward_keys_f32, THREADS)
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_backward_keys_bf16(bf16* __restrict__ d_qkv, const float* __restrict__ kept, const bf16* __restrict__ qkv,
                                  const bf16* __restrict__ d_y, const uint32_t* __restrict__ tiles, AttentionSizes sizes) {
     DYN_SMEM(shared);

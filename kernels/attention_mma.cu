@@ -374,6 +374,7 @@ using Packed = AttentionTiles<HEAD_DIM, 4, 1>;
 template <int HEAD_DIM>
 using Paged = AttentionTiles<HEAD_DIM, 1, 4>;
 constexpr int THREADS = 128;
+// Where blocks a multiprocessor are asked for, ptxas would aim at one more and spill.
 
 // attention_mma_<d>: y = softmax(scale q k^T, causal within each sequence) v, for head_dim up to d (a multiple of 8).
 // qkv: [rows, (heads + 2 kv_heads) head_dim] bf16;  y: [rows, heads * head_dim] bf16 (=);  tiles: [count, 4], see PackedQueries, at
@@ -397,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 EXPORT_KERNEL(attention_mma_64, THREADS)
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     attention_mma_80(bf16* __restrict__ y, float* __restrict__ parked, const bf16* __restrict__ qkv,
                      const uint32_t* __restrict__ tiles, AttentionSizes sizes) {
     DYN_SMEM(shared);
@@ -442,7 +443,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 EXPORT_KERNEL(attention_paged_mma_32, THREADS)
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 6)
     attention_paged_mma_64(bf16* __restrict__ y, float* __restrict__ chains, const bf16* __restrict__ qkv,
                            const bf16* __restrict__ pages, const uint32_t* __restrict__ tables, const uint32_t* __restrict__ rows,
                            AttentionSizes sizes) {

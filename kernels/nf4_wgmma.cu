@@ -100,8 +100,9 @@ __device__ __forceinline__ void linear_few_wgmma(unsigned char* shared, float* c
         fence_proxy_async();
         __syncthreads();
         wgmma_fence();
-        const int lines = min(T::BK / T::LINE, static_cast<int>(sizes.in_features / T::LINE - step * (T::BK / T::LINE)));
-        for (int line = 0; line < lines; ++line) {
+        // Also a line beyond the end, where x and magnitudes are zeros: behind a branch ptxas orders the sums' registers anew.
+#pragma unroll
+        for (int line = 0; line < T::BK / T::LINE; ++line) {
 #pragma unroll
             for (int k = 0; k < T::LINE; k += 16) {
                 const uint64_t a = wgmma_descriptor(x_tile(step) + line * T::BM * 128 + k * 2, 16, 1024, Swizzle::Bytes128);

@@ -138,7 +138,7 @@ impl<T: Shaped, M: Shaped> CrossEntropyBackwardArgs<'_, T, M> {
     }
 }
 
-/// Losses and their gradient in one: the logits are there only for a group of rows at a time, and become the gradient in place.
+/// Losses and their gradient in one: the logits, and their gradient, are there only for a group of rows at a time.
 ///
 /// loss = (1 - mix) nll + mix temperature^2 KL(teacher ‖ student), softmaxes of the second term at logits / temperature; the
 /// gradient is that of scale * (sum over rows of loss). Returned are nll (at temperature 1) and KL (at `temperature`; empty

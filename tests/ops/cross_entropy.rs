@@ -131,6 +131,16 @@ fn many_rows_of_a_large_vocabulary() {
     }
 }
 
+/// The same on tensor cores: products with rows of the head that do not begin at the first, in large tiles and, for one row, in
+/// small ones.
+#[test]
+fn a_large_vocabulary_in_bf16() {
+    let inputs = Inputs::new(HeadCase { rows: 130, hidden_size: 24, vocab_size: 9001, logit_scale: 0.5 });
+    let (x, reference) = (rounded(&inputs.x, Dtype::Bf16), rounded(&inputs.reference, Dtype::Bf16));
+    let op = |backend: &Any, rows: &[usize]| inputs.run(backend, rows);
+    everywhere_bf16("large vocabulary", 130, 2, op, |what, y| inputs.check(what, y, &x, &reference));
+}
+
 #[test]
 fn no_divergence_from_oneself() {
     let inputs = Inputs::new(HEAD[2]);

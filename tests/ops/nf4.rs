@@ -77,16 +77,9 @@ impl Inputs {
         }
     }
 
-    /// The product with the matrix in four bits, which has the bits of the product with its numbers; but not in bf16 on a GPU of
-    /// compute capability 9.0, whose products with dense weights are of another family (src/backend/cuda/linear.rs).
+    /// The product with the matrix in four bits, which has the bits of the product with its numbers.
     fn run(&self, backend: &Any, rows: &[usize]) -> Vec<f32> {
         let found = self.product(backend, rows, true);
-        if let Any::Cuda(gpu, _) = backend
-            && backend.compute_dtype() == Dtype::Bf16
-            && gpu.gpu().facts().compute_capability == (9, 0)
-        {
-            return found;
-        }
         let what = format!("{:?} in {} on {}", self.case, backend.compute_dtype(), backend.name());
         same(&what, &found, &self.product(backend, rows, false));
         found

@@ -14,6 +14,7 @@ use crate::ops::{
     LinearArgs, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs, RopeArgs, Shaped, SwigluArgs,
     SwigluBackwardArgs, TakeColsArgs, TrainingBackend,
 };
+use crate::tensor::Dtype;
 
 /// A batch on its way through the layers.
 pub(super) struct Pass<'a, B: TrainingBackend> {
@@ -62,6 +63,8 @@ pub(super) struct Work<B: TrainingBackend> {
     d_activated: B::Tensor,
     /// [rows, 2 intermediate_size].
     d_gate_up: B::Tensor,
+    /// [rows, hidden_size]: the gradient of the residual stream, as products round it.
+    d_rounded: B::Tensor,
     pair: PairWork<B>,
 }
 
@@ -120,6 +123,7 @@ impl<B: TrainingBackend> Work<B> {
             d_attended: empty()?,
             d_activated: empty()?,
             d_gate_up: empty()?,
+            d_rounded: empty()?,
             pair: PairWork { dropped: empty()?, wide: empty()?, narrow: empty()?, scaled: empty()?, d_x: empty()? },
         })
     }
@@ -307,6 +311,17 @@ impl<B: TrainingBackend> Pass<'_, B> {
         Ok(())
     }
 
+    /// `d` as products round it, once for all that read it; `d` itself where the device stores both alike.
+    fn rounded<'a>(&self, d: &'a B::Tensor, room: &'a mut B::Tensor) -> Result<&'a B::Tensor> {
+        let backend = self.decoder.backend();
+        if backend.scratch_dtype() == Dtype::F32 {
+            return Ok(d);
+        }
+        backend.resize(room, d.rows(), d.cols())?;
+        backend.copy(room, d)?;
+        Ok(room)
+    }
+
     /// The activations of a layer that kept none, from its `input`.
     pub(super) fn again(
         &self,
@@ -338,12 +353,12 @@ impl<B: TrainingBackend> Pass<'_, B> {
         let (backend, config, heads, layer) = (self.decoder.backend(), self.decoder.config(), self.heads(), weights.layer);
         let rows = d.rows();
         let Activations { normed, qkv_before_norm, qkv, attended, middle, middle_normed, gate_up, activated, lora } = kept;
-        let Work { d_normed, d_qkv, d_attended, d_activated, d_gate_up, pair } = work;
+        let Work { d_normed, d_qkv, d_attended, d_activated, d_gate_up, d_rounded, pair } = work;
         let sequential = weights.post_norm.is_some();
         let mlp_input = if sequential { middle_normed } else { normed };
 
         let down = Projection { weights, stack: Stack::Down, x: activated };
-        self.project_backward(down, d, Some((&mut *d_activated, false)), lora, parameters, pair)?;
+        self.project_backward(down, self.rounded(d, d_rounded)?, Some((&mut *d_activated, false)), lora, parameters, pair)?;
         backend.resize(d_gate_up, rows, gate_up.cols())?;
         backend.swiglu_backward(SwigluBackwardArgs { d_gate_up, gate_up, d_y: d_activated })?;
         let up = Projection { weights, stack: Stack::GateUp, x: mlp_input };
@@ -354,7 +369,7 @@ impl<B: TrainingBackend> Pass<'_, B> {
         }
 
         let out = Projection { weights, stack: Stack::O, x: attended };
-        self.project_backward(out, d, Some((&mut *d_attended, false)), lora, parameters, pair)?;
+        self.project_backward(out, self.rounded(d, d_rounded)?, Some((&mut *d_attended, false)), lora, parameters, pair)?;
         backend.resize(d_qkv, rows, heads.qkv_cols())?;
         let (starts, scale) = (&self.batch.starts[..], self.scale());
         let args = AttentionBackwardArgs { d_qkv, qkv, y: attended, d_y: d_attended, heads, starts, scale };

@@ -96,17 +96,14 @@ impl Gpu {
         self.catch_up(&tape, before)
     }
 
-    /// An array of the host in a step's shared buffer; `None` outside of steps, and where there is no room.
+    /// An array of the host in a step's shared buffer; `None` outside of steps, and where there is no room: memory of its own is
+    /// then written at once, before calls that were put off, none of which uses it.
     pub(super) fn step_input(&self, bytes: &[u8]) -> Result<Option<Buffer>> {
         let mut tape = self.tape();
         if !tape.running() {
             return Ok(None);
         }
-        let Some((buffer, now)) = tape.input(bytes) else {
-            drop(tape);
-            self.interrupt()?;
-            return Ok(None);
-        };
+        let Some((buffer, now)) = tape.input(bytes) else { return Ok(None) };
         if now {
             self.write(&buffer, bytes)?;
         }

@@ -91,9 +91,8 @@ pub(super) struct Tape {
     changed: bool,
     /// Steps in a row that were equal.
     equal: usize,
+    /// Within a step: its calls are put off until it turns out that they are the graph's.
     graph: Option<Graph>,
-    /// This step's calls are put off until it turns out that they are the graph's.
-    put_off: bool,
     /// Blocks that the steps share, in the order of allocations; those that this step has had.
     blocks: Vec<Arc<Buffer>>,
     had: usize,
@@ -113,7 +112,7 @@ impl Tape {
 
     /// Whether this step's calls are put off.
     pub(super) const fn puts_off(&self) -> bool {
-        self.put_off
+        self.graph.is_some()
     }
 
     /// Begins a step. Returns the bytes of a new buffer for the inputs where one is needed: there is none, it is too small, or
@@ -121,7 +120,6 @@ impl Tape {
     pub(super) fn begin(&mut self) -> Option<usize> {
         self.running = true;
         (self.position, self.changed, self.had, self.used) = (0, false, 0, 0);
-        self.put_off = self.graph.is_some();
         let there = self.inputs.as_ref().filter(|inputs| Arc::strong_count(inputs) == 1).map_or(0, |inputs| inputs.len());
         let wanted = self.wanted.max(1 << 16).next_power_of_two();
         (there < wanted).then_some(wanted)
@@ -136,7 +134,7 @@ impl Tape {
     pub(super) fn note(&mut self, call: &Call) -> Verdict {
         if self.calls.get(self.position) == Some(call) {
             self.position += 1;
-            return if self.put_off { Verdict::PutOff } else { Verdict::Now };
+            return if self.puts_off() { Verdict::PutOff } else { Verdict::Now };
         }
         let before = self.diverge();
         self.calls.push(call.clone());
@@ -147,9 +145,8 @@ impl Tape {
     /// The step goes another way than the one before, or does what no graph holds. Returns the calls that were put off.
     pub(super) fn diverge(&mut self) -> Option<Vec<Call>> {
         self.changed = true;
-        self.graph = None;
         self.calls.truncate(self.position);
-        std::mem::take(&mut self.put_off).then(|| self.calls.clone())
+        self.graph.take().map(|_| self.calls.clone())
     }
 
     /// Calls of the step before that this one has not made.
@@ -157,12 +154,12 @@ impl Tape {
         self.position < self.calls.len()
     }
 
-    /// The graph, where all its calls were put off and are to be done now.
-    pub(super) fn replay(&self) -> Option<&Graph> {
-        self.graph.as_ref().filter(|_| self.put_off)
+    /// The graph, whose calls were all put off and are to be done now.
+    pub(super) const fn replay(&self) -> Option<&Graph> {
+        self.graph.as_ref()
     }
 
-    /// Ends a step that was not replayed. Returns the calls of which a graph should be made.
+    /// Ends a step. Returns the calls of which a graph should be made.
     pub(super) fn end(&mut self) -> Option<&[Call]> {
         self.equal = if self.changed { 0 } else { self.equal + 1 };
         (self.equal >= EQUAL_STEPS && self.graph.is_none() && !self.calls.is_empty()).then_some(&self.calls)
@@ -211,7 +208,7 @@ impl Tape {
         let inputs = self.inputs.as_ref().filter(|inputs| end <= inputs.len())?;
         self.used = end;
         self.staged[start..start + bytes.len()].copy_from_slice(bytes);
-        Some((Buffer::lend(inputs, start, bytes.len()), !self.put_off))
+        Some((Buffer::lend(inputs, start, bytes.len()), !self.puts_off()))
     }
 
     /// The arrays of this step so far, and the buffer they belong to.

@@ -15,10 +15,11 @@ fn main() {
     for what in [What::Ops, What::Nf4] {
         for case in cpu_cases(what, Shape::Smollm2, None).expect("threads") {
             let mut case = case.expect("memory for the case");
+            let (limit, work) = *case.work.first().expect("work");
             // Work is whole, and far below 2^53.
-            let work = Duration::from_secs_f64(case.work).as_secs();
+            let work = Duration::from_secs_f64(work).as_secs();
             let mut group = criterion.benchmark_group(case.op);
-            group.throughput(match case.limit {
+            group.throughput(match limit {
                 Limit::F32Flops | Limit::Bf16Flops => Throughput::Elements(work),
                 Limit::MemoryBytes => Throughput::Bytes(work),
             });

@@ -19,6 +19,7 @@ def start(arguments):
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_parallel = 1024, 512, 512, 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
     params.warmup = True
+    params.verbosity = 0
     params.endpoint_slots = False
     return xllamacpp.Server(params)
 

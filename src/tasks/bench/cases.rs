@@ -81,14 +81,21 @@ pub(super) fn activations<B: Device>(backend: &B, rows: usize, cols: usize) -> R
     Ok(scratch)
 }
 
-/// FLOPs where there are rows enough, bytes of weights below.
-fn limit(dtype: Dtype, rows: usize, weights: usize, bytes_each: f64) -> (Limit, f64) {
-    match (rows, dtype) {
-        (0..=16, _) => (Limit::MemoryBytes, bytes_each * weights as f64),
-        (_, Dtype::Bf16) => (Limit::Bf16Flops, 2.0 * (rows * weights) as f64),
-        (_, Dtype::F32 | Dtype::F16) => (Limit::F32Flops, 2.0 * (rows * weights) as f64),
-    }
+pub(super) fn flops(dtype: Dtype) -> Limit {
+    if dtype == Dtype::Bf16 { Limit::Bf16Flops } else { Limit::F32Flops }
 }
+
+/// FLOPs, and for a few rows the bytes of weights: which of the two takes longer depends on the machine.
+fn work_of_product(dtype: Dtype, rows: usize, weights: usize, bytes_each: f64) -> Vec<(Limit, f64)> {
+    let mut work = vec![(flops(dtype), 2.0 * (rows * weights) as f64)];
+    if rows <= FEW_ROWS {
+        work.push((Limit::MemoryBytes, bytes_each * weights as f64));
+    }
+    work
+}
+
+/// Rows of a decoding step, of which no product takes more weights from a cache than from memory.
+const FEW_ROWS: usize = 16;
 
 /// A product with `weights` numbers of `bytes_each` bytes that `prepare` makes, in as many copies as it takes not to find them in
 /// a cache.
@@ -106,10 +113,10 @@ impl Product<'_> {
     pub(super) fn case<B: Backend + 'static>(self, backend: Arc<B>, prepare: impl Fn(&B) -> Result<B::Matrix>) -> Result<Case> {
         let Product { what, dtype, rows, inputs, outputs, bytes_each, rotated_bytes } = self;
         let weights = inputs * outputs;
-        let copies = if rows <= 16 { (rotated_bytes / (2 * weights)).max(1) } else { 1 };
+        let copies = if rows <= FEW_ROWS { (rotated_bytes / (2 * weights)).max(1) } else { 1 };
         let matrices = (0..copies).map(|_| prepare(&backend)).collect::<Result<Vec<_>>>()?;
         let (x, mut y) = (activations(&*backend, rows, inputs)?, backend.scratch(rows, outputs)?);
-        let (limit, work) = limit(dtype, rows, weights, bytes_each);
+        let work = work_of_product(dtype, rows, copies * weights, bytes_each);
         let call = Box::new(move || {
             for weight in &matrices {
                 backend.linear(LinearArgs { y: &mut y, x: &x, weight, bias: None, accumulate: false })?;
@@ -117,7 +124,7 @@ impl Product<'_> {
             Ok(())
         });
         let case = format!("{what}{rows} rows, {inputs} -> {outputs}, {copies} in turn");
-        Ok(Case { op: "linear", case, dtype, limit, work: work * copies as f64, call })
+        Ok(Case { op: "linear", case, dtype, work, call })
     }
 }
 
@@ -140,26 +147,35 @@ fn cross_entropy<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, dtype: Dt
     let backend = on.of(dtype);
     let (head, x) = (weights(&*backend, vocab, hidden)?, tensor(&*backend, rows, hidden)?);
     let targets = vec![7; rows];
-    let (limit, work) = limit(dtype, rows, vocab * hidden, on.weight_bytes(dtype));
+    let work = work_of_product(dtype, rows, vocab * hidden, on.weight_bytes(dtype));
     let call = Box::new(move || {
         let args = CrossEntropyArgs { x: &x, head: &head, targets: &targets, logit_scale: 1.0, reference: None };
         backend.cross_entropy(args).map(|_| ())
     });
-    Ok(Case { op: "cross_entropy", case: format!("{rows} rows, {hidden} -> {vocab}"), dtype, limit, work, call })
+    Ok(Case { op: "cross_entropy", case: format!("{rows} rows, {hidden} -> {vocab}"), dtype, work, call })
 }
 
 fn argmax<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, dtype: Dtype, rows: usize) -> Result<Case> {
     let Sizes { hidden, vocab, .. } = sizes;
     let backend = on.of(dtype);
     let (head, x) = (weights(&*backend, vocab, hidden)?, tensor(&*backend, rows, hidden)?);
-    let (limit, work) = limit(dtype, rows, vocab * hidden, on.weight_bytes(dtype));
+    let work = work_of_product(dtype, rows, vocab * hidden, on.weight_bytes(dtype));
     let call = Box::new(move || backend.argmax(ArgmaxArgs { x: &x, head: &head, logit_scale: 1.0 }).map(|_| ()));
-    Ok(Case { op: "argmax", case: format!("{rows} rows, {hidden} -> {vocab}"), dtype, limit, work, call })
+    Ok(Case { op: "argmax", case: format!("{rows} rows, {hidden} -> {vocab}"), dtype, work, call })
 }
 
 /// FLOPs of a row that sees `keys` keys: q k^T and p v.
 fn attention_flops(heads: Heads, keys: usize) -> f64 {
     4.0 * (keys * heads.q_cols()) as f64
+}
+
+/// First rows of packed sequences, and the number of rows.
+pub(super) fn starts(sequences: usize, length: usize) -> Result<Vec<u32>> {
+    (0..=sequences).map(|s| count(s * length)).collect()
+}
+
+pub(super) fn count(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::request("too many rows for a bench"))
 }
 
 pub(super) fn scale(heads: Heads) -> f32 {
@@ -172,14 +188,11 @@ fn attention<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, sequences: us
     let backend = on.of(dtype);
     let rows = sequences * length;
     let (qkv, mut y) = (activations(&*backend, rows, heads.qkv_cols())?, backend.scratch(rows, heads.q_cols())?);
-    let starts = (0..=sequences)
-        .map(|s| u32::try_from(s * length).map_err(|_| Error::request("too many rows for a bench")))
-        .collect::<Result<Vec<u32>>>()?;
-    let work = (1..=length).map(|keys| attention_flops(heads, keys)).sum::<f64>() * sequences as f64;
-    let limit = if dtype == Dtype::Bf16 { Limit::Bf16Flops } else { Limit::F32Flops };
+    let starts = starts(sequences, length)?;
+    let work = vec![(flops(dtype), (1..=length).map(|keys| attention_flops(heads, keys)).sum::<f64>() * sequences as f64)];
     let scale = scale(heads);
     let call = Box::new(move || backend.attention(AttentionArgs { y: &mut y, qkv: &qkv, heads, starts: &starts, scale }));
-    Ok(Case { op: "attention", case: format!("{sequences} sequences of {length}"), dtype, limit, work, call })
+    Ok(Case { op: "attention", case: format!("{sequences} sequences of {length}"), dtype, work, call })
 }
 
 fn attention_paged<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, rows: usize, keys: u32) -> Result<Case> {
@@ -187,7 +200,7 @@ fn attention_paged<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, rows: u
     let dtype = on.activations();
     let backend = on.of(dtype);
     let pages_each = keys.div_ceil(16);
-    let count = u32::try_from(rows).map_err(|_| Error::request("too many rows for a bench"))?;
+    let count = count(rows)?;
     let mut pages = backend.kv_pages(rows * pages_each as usize, heads)?;
     let slots: Vec<u32> = (0..count * pages_each * 16).collect();
     let kv = activations(&*backend, slots.len(), heads.qkv_cols())?;
@@ -195,15 +208,15 @@ fn attention_paged<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, rows: u
     let (qkv, mut y) = (activations(&*backend, rows, heads.qkv_cols())?, backend.scratch(rows, heads.q_cols())?);
     let ids: Vec<Vec<u32>> = (0..count).map(|r| (r * pages_each..(r + 1) * pages_each).collect()).collect();
     // A CPU finds these keys and values in its caches; a GPU, which keeps them in bf16, reads them.
-    let (limit, work) = match dtype {
+    let work = vec![match dtype {
         Dtype::F32 | Dtype::F16 => (Limit::F32Flops, rows as f64 * attention_flops(heads, keys as usize)),
         Dtype::Bf16 => (Limit::MemoryBytes, (rows * keys as usize * 2 * heads.kv_cols() * dtype.size()) as f64),
-    };
+    }];
     let scale = scale(heads);
     let call = Box::new(move || {
         let rows: Vec<PagedRow<'_>> = ids.iter().map(|pages| PagedRow { pages, len: keys }).collect();
         backend.attention_paged(AttentionPagedArgs { y: &mut y, qkv: &qkv, heads, pages: &pages, rows: &rows, scale })
     });
     let case = format!("{rows} rows, {keys} keys, pages of {PAGE_TOKENS}");
-    Ok(Case { op: "attention_paged", case, dtype, limit, work, call })
+    Ok(Case { op: "attention_paged", case, dtype, work, call })
 }

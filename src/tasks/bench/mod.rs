@@ -77,7 +77,7 @@ pub struct Row {
     pub dtype: String,
     /// Median time of a call.
     pub microseconds: f64,
-    /// What limits it.
+    /// What limits it most, of what it was held against.
     pub limit: Limit,
     /// Work of a call: FLOPs or bytes.
     pub work: f64,
@@ -124,10 +124,8 @@ pub struct Case {
     pub case: String,
     /// Arithmetic.
     pub dtype: Dtype,
-    /// What limits it.
-    pub limit: Limit,
-    /// Work of a call: FLOPs or bytes.
-    pub work: f64,
+    /// FLOPs and bytes of a call, by what they are held against: the share is that of whichever takes longest.
+    pub work: Vec<(Limit, f64)>,
     /// The call. The first one packs weights and touches memory.
     pub call: Box<dyn FnMut() -> Result<()>>,
 }
@@ -270,15 +268,24 @@ fn measure(mut case: Case, repeats: usize, yardstick: &mut dyn Yardstick, measur
     (case.call)()?;
     let once = yardstick.seconds(case.dtype, 1, &mut case.call)?;
     let calls = Duration::from_secs_f64((0.015 / once.max(1e-7)).clamp(1.0, 10_000.0)).as_secs();
-    let (mut times, mut shares) = (Vec::new(), Vec::new());
+    let mut times = Vec::new();
+    let mut shares = vec![Vec::new(); case.work.len()];
     for _ in 0..repeats {
-        let ceiling = measured.ceiling(yardstick, case.limit)?;
+        let mut rates = Vec::with_capacity(case.work.len());
+        for &(limit, _) in &case.work {
+            rates.push(measured.ceiling(yardstick, limit)?);
+        }
         let seconds = yardstick.seconds(case.dtype, calls, &mut case.call)?;
         times.push(seconds);
-        shares.push(case.work / seconds / ceiling);
+        for ((shares, rate), (_, work)) in shares.iter_mut().zip(rates).zip(&case.work) {
+            shares.push(work / seconds / rate);
+        }
     }
     let seconds = median(times);
-    let Case { op, case, dtype, limit, work, .. } = case;
+    let Case { op, case, dtype, work, .. } = case;
+    let shares = shares.into_iter().map(median);
+    let closest = work.into_iter().zip(shares).max_by(|a, b| a.1.total_cmp(&b.1));
+    let ((limit, work), share) = closest.unwrap_or(((Limit::MemoryBytes, 0.0), f64::NAN));
     Ok(Row {
         op,
         case,
@@ -287,7 +294,7 @@ fn measure(mut case: Case, repeats: usize, yardstick: &mut dyn Yardstick, measur
         limit,
         work,
         giga_per_second: work / seconds / 1e9,
-        share: median(shares),
+        share,
     })
 }
 

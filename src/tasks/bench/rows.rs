@@ -1,10 +1,10 @@
 //! Ops that move memory: rows, columns, heads, caches. What counts is bytes, read and written, of data that may fit in a
 //! cache: a share above one says that it did.
 
-use super::cases::{Make, activations, tensor, weights};
+use super::cases::{Make, activations, count, tensor, weights};
 use super::sizes::Sizes;
 use super::{Backends, Case, Limit, Shape};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::{
     Adamw, AdamwArgs, AdamwStep, AddColsArgs, Backend, BlockInfluenceArgs, Device, EmbeddingArgs, GatherRowsArgs, HeadNormArgs,
     KvWriteArgs, LayerNormArgs, PAGE_TOKENS, RmsNormArgs, RopeArgs, ScatterRowsArgs, SwigluArgs, TakeColsArgs,
@@ -40,25 +40,25 @@ pub(super) fn optimiser<B: Backend + Adamw + 'static>(shape: Shape) -> Vec<Make<
 }
 
 /// The backend whose activations are stored as in a model, and the sizes.
-struct Rows<B> {
-    backend: Arc<B>,
-    dtype: Dtype,
-    sizes: Sizes,
+pub(super) struct Rows<B> {
+    pub(super) backend: Arc<B>,
+    pub(super) dtype: Dtype,
+    pub(super) sizes: Sizes,
 }
 
 impl<B: Device> Rows<B> {
-    fn new(on: &Backends<B>, sizes: Sizes) -> Self {
+    pub(super) fn new(on: &Backends<B>, sizes: Sizes) -> Self {
         let dtype = on.activations();
         Self { backend: on.of(dtype), dtype, sizes }
     }
 
     /// Bytes of an element within a layer. The residual stream has 4.
-    fn within(&self) -> f64 {
+    pub(super) fn within(&self) -> f64 {
         self.backend.scratch_dtype().size() as f64
     }
 
     /// A case of `bytes_each` bytes, read or written, for each of `elements`.
-    fn case(
+    pub(super) fn case(
         &self,
         op: &'static str,
         case: String,
@@ -66,13 +66,9 @@ impl<B: Device> Rows<B> {
         bytes_each: f64,
         call: impl FnMut() -> Result<()> + 'static,
     ) -> Result<Case> {
-        let (dtype, limit, work) = (self.dtype, Limit::MemoryBytes, bytes_each * elements as f64);
-        Ok(Case { op, case, dtype, limit, work, call: Box::new(call) })
+        let work = vec![(Limit::MemoryBytes, bytes_each * elements as f64)];
+        Ok(Case { op, case, dtype: self.dtype, work, call: Box::new(call) })
     }
-}
-
-fn count(n: usize) -> Result<u32> {
-    u32::try_from(n).map_err(|_| Error::request("too many rows for a bench"))
 }
 
 fn rms_norm<B: Backend + 'static>(on: &Rows<B>, rows: usize) -> Result<Case> {

@@ -2,11 +2,11 @@
 //! them: within a layer as the device likes it, the residual stream, the norms' gradients and those of parameters in f32. A batch
 //! is a micro-batch of 1024 rows at most.
 
-use super::cases::{Make, activations, linears, scale, tensor, weights};
-use super::rows::optimiser;
+use super::cases::{Make, activations, count, flops, linears, scale, starts, tensor, weights};
+use super::rows::{Rows, optimiser};
 use super::sizes::Sizes;
-use super::{Backends, Case, Limit, Shape};
-use crate::error::{Error, Result};
+use super::{Backends, Case, Shape};
+use crate::error::Result;
 use crate::ops::{
     Adamw, AttentionBackwardArgs, CrossEntropyBackwardArgs, Device, DropoutArgs, DropoutMask, EmbeddingBackwardArgs,
     HeadNormBackwardArgs, LayerNormBackwardArgs, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs,
@@ -37,7 +37,9 @@ pub(super) fn all<B: TrainingBackend + Adamw + 'static>(shape: Shape) -> Vec<Mak
     for (sequences, length) in sizes.packed {
         cases.push(Box::new(move |on| attention_backward(on, sizes, sequences, length)));
     }
-    let make = |case: fn(&Rows<B>) -> Result<Case>| -> Make<B> { Box::new(move |on| case(&Rows::new(on, sizes))) };
+    let make = |case: fn(&MicroBatch<B>) -> Result<Case>| -> Make<B> {
+        Box::new(move |on| case(&MicroBatch { on: Rows::new(on, sizes), rows: rows(sizes) }))
+    };
     cases.extend([
         make(rms_norm_backward),
         make(layer_norm_backward),
@@ -51,10 +53,6 @@ pub(super) fn all<B: TrainingBackend + Adamw + 'static>(shape: Shape) -> Vec<Mak
     ]);
     cases.extend(optimiser(shape));
     cases
-}
-
-fn flops(dtype: Dtype) -> Limit {
-    if dtype == Dtype::Bf16 { Limit::Bf16Flops } else { Limit::F32Flops }
 }
 
 fn rows(sizes: Sizes) -> usize {
@@ -75,7 +73,7 @@ impl Step {
         let Self { sizes, dtype, op, inputs, outputs } = self;
         let rows = rows(sizes);
         let (case, work) = (format!("{rows} rows, {inputs} -> {outputs}"), 2.0 * (rows * inputs * outputs) as f64);
-        Ok(Case { op, case, dtype, limit: flops(dtype), work, call: Box::new(call) })
+        Ok(Case { op, case, dtype, work: vec![(flops(dtype), work)], call: Box::new(call) })
     }
 
     fn input_gradient<B: TrainingBackend + 'static>(self, on: &Backends<B>) -> Result<Case> {
@@ -122,7 +120,7 @@ fn cross_entropy_backward<B: TrainingBackend + 'static>(
     });
     let case = format!("{rows} rows, {hidden} -> {vocab}{}", if whole { ", with d_head" } else { "" });
     let work = (if whole { 6.0 } else { 4.0 }) * (rows * hidden * vocab) as f64;
-    Ok(Case { op: "cross_entropy_backward", case, dtype, limit: flops(dtype), work, call })
+    Ok(Case { op: "cross_entropy_backward", case, dtype, work: vec![(flops(dtype), work)], call })
 }
 
 fn attention_backward<B: TrainingBackend + 'static>(
@@ -141,9 +139,7 @@ fn attention_backward<B: TrainingBackend + 'static>(
         activations(&*backend, rows, heads.q_cols())?,
     );
     let mut d_qkv = backend.scratch(rows, heads.qkv_cols())?;
-    let starts = (0..=sequences)
-        .map(|s| u32::try_from(s * length).map_err(|_| Error::request("too many rows for a bench")))
-        .collect::<Result<Vec<u32>>>()?;
+    let starts = starts(sequences, length)?;
     let scale = scale(heads);
     let call = Box::new(move || {
         let (qkv, y, d_y, starts) = (&qkv, &y, &d_y, starts.as_slice());
@@ -152,122 +148,111 @@ fn attention_backward<B: TrainingBackend + 'static>(
     // q k^T again, d_y v^T, and the gradients of q, k and v: five products of the causal half.
     let work = 10.0 * (sequences * length * (length + 1) / 2 * heads.q_cols()) as f64;
     let case = format!("{sequences} sequences of {length}");
-    Ok(Case { op: "attention_backward", case, dtype, limit: flops(dtype), work, call })
+    Ok(Case { op: "attention_backward", case, dtype, work: vec![(flops(dtype), work)], call })
 }
 
-/// The backend whose activations are stored as in a model, and a micro-batch.
-struct Rows<B> {
-    backend: Arc<B>,
-    dtype: Dtype,
-    sizes: Sizes,
+/// A micro-batch.
+struct MicroBatch<B> {
+    on: Rows<B>,
     rows: usize,
 }
 
-impl<B: Device> Rows<B> {
-    fn new(on: &Backends<B>, sizes: Sizes) -> Self {
-        let dtype = on.activations();
-        Self { backend: on.of(dtype), dtype, sizes, rows: rows(sizes) }
-    }
-
-    /// Bytes of an element within a layer.
-    fn within(&self) -> f64 {
-        self.backend.scratch_dtype().size() as f64
-    }
-
+impl<B: Device> MicroBatch<B> {
     /// A case of `bytes_each` bytes, read or written, for each element of a [rows, cols] tensor.
     fn case(&self, op: &'static str, cols: usize, bytes_each: f64, call: impl FnMut() -> Result<()> + 'static) -> Result<Case> {
-        let work = bytes_each * (self.rows * cols) as f64;
-        let case = format!("{} x {cols}", self.rows);
-        Ok(Case { op, case, dtype: self.dtype, limit: Limit::MemoryBytes, work, call: Box::new(call) })
+        self.on.case(op, format!("{} x {cols}", self.rows), self.rows * cols, bytes_each, call)
+    }
+
+    fn backend(&self) -> Arc<B> {
+        self.on.backend.clone()
     }
 
     fn tensor(&self, cols: usize) -> Result<B::Tensor> {
-        tensor(&*self.backend, self.rows, cols)
+        tensor(&*self.on.backend, self.rows, cols)
     }
 
     fn activations(&self, cols: usize) -> Result<B::Tensor> {
-        activations(&*self.backend, self.rows, cols)
+        activations(&*self.on.backend, self.rows, cols)
     }
 }
 
-fn rms_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
-    let (x, d_y, mut d_x) = (on.tensor(hidden)?, on.tensor(hidden)?, on.tensor(hidden)?);
+fn rms_norm_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, hidden) = (batch.backend(), batch.on.sizes.hidden);
+    let (x, d_y, mut d_x) = (batch.tensor(hidden)?, batch.tensor(hidden)?, batch.tensor(hidden)?);
     let (weight, mut d_weight) = (tensor(&*backend, 1, hidden)?, backend.zeros(1, hidden)?);
-    on.case("rms_norm_backward", hidden, 4.0 * 4.0, move || {
+    batch.case("rms_norm_backward", hidden, 4.0 * 4.0, move || {
         let (d_x, d_weight, x, weight, d_y) = (&mut d_x, Some(&mut d_weight), &x, &weight, &d_y);
         backend.rms_norm_backward(RmsNormBackwardArgs { d_x, d_weight, x, weight, d_y, eps: 1e-5 })
     })
 }
 
-fn layer_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
-    let (x, d_y, mut d_x) = (on.tensor(hidden)?, on.tensor(hidden)?, on.tensor(hidden)?);
+fn layer_norm_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, hidden) = (batch.backend(), batch.on.sizes.hidden);
+    let (x, d_y, mut d_x) = (batch.tensor(hidden)?, batch.tensor(hidden)?, batch.tensor(hidden)?);
     let (weight, mut d_weight) = (tensor(&*backend, 1, hidden)?, backend.zeros(1, hidden)?);
-    on.case("layer_norm_backward", hidden, 4.0 * 4.0, move || {
+    batch.case("layer_norm_backward", hidden, 4.0 * 4.0, move || {
         let (d_x, d_weight, x, weight, d_y) = (&mut d_x, Some(&mut d_weight), &x, &weight, &d_y);
         backend.layer_norm_backward(LayerNormBackwardArgs { d_x, d_weight, x, weight, d_y, eps: 1e-5 })
     })
 }
 
-fn head_norm_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, heads) = (on.backend.clone(), on.sizes.heads);
-    let (x, mut d) = (on.activations(heads.qkv_cols())?, on.activations(heads.qkv_cols())?);
+fn head_norm_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, heads) = (batch.backend(), batch.on.sizes.heads);
+    let (x, mut d) = (batch.activations(heads.qkv_cols())?, batch.activations(heads.qkv_cols())?);
     let (weight, mut d_weight) = (tensor(&*backend, heads.heads, heads.head_dim)?, backend.zeros(heads.heads, heads.head_dim)?);
-    on.case("head_norm_backward", heads.q_cols(), 3.0 * on.within(), move || {
+    batch.case("head_norm_backward", heads.q_cols(), 3.0 * batch.on.within(), move || {
         let (d, d_weight, x, weight) = (&mut d, Some(&mut d_weight), &x, &weight);
         backend.head_norm_backward(HeadNormBackwardArgs { d, d_weight, x, weight, first_col: 0, eps: 1e-5 })
     })
 }
 
-fn rope_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, cut) = (on.backend.clone(), on.sizes.heads);
+fn rope_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, cut) = (batch.backend(), batch.on.sizes.heads);
     let (half, heads) = (cut.head_dim / 2, cut.heads + cut.kv_heads);
     // A rotation by nothing.
     let (cos, sin) = (backend.upload(1, half, &vec![1.0; half])?, backend.zeros(1, half)?);
-    let (mut x, positions) = (on.activations(cut.qkv_cols())?, vec![0; on.rows]);
-    on.case("rope_backward", heads * cut.head_dim, 2.0 * on.within(), move || {
+    let (mut x, positions) = (batch.activations(cut.qkv_cols())?, vec![0; batch.rows]);
+    batch.case("rope_backward", heads * cut.head_dim, 2.0 * batch.on.within(), move || {
         let (x, cos, sin, positions) = (&mut x, &cos, &sin, positions.as_slice());
         backend.rope_backward(RopeArgs { x, heads, cos, sin, positions, interleaved: false })
     })
 }
 
-fn swiglu_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, intermediate) = (on.backend.clone(), on.sizes.intermediate);
-    let (gate_up, d_y) = (on.activations(2 * intermediate)?, on.activations(intermediate)?);
-    let mut d_gate_up = on.activations(2 * intermediate)?;
-    on.case("swiglu_backward", intermediate, 5.0 * on.within(), move || {
+fn swiglu_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, intermediate) = (batch.backend(), batch.on.sizes.intermediate);
+    let (gate_up, d_y) = (batch.activations(2 * intermediate)?, batch.activations(intermediate)?);
+    let mut d_gate_up = batch.activations(2 * intermediate)?;
+    batch.case("swiglu_backward", intermediate, 5.0 * batch.on.within(), move || {
         backend.swiglu_backward(SwigluBackwardArgs { d_gate_up: &mut d_gate_up, gate_up: &gate_up, d_y: &d_y })
     })
 }
 
-fn embedding_backward<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, Sizes { vocab, hidden, .. }) = (on.backend.clone(), on.sizes);
-    let (d_y, mut d_table) = (on.tensor(hidden)?, backend.zeros(vocab, hidden)?);
-    let ids = (0..on.rows).map(|i| u32::try_from(i * 1657 % vocab)).collect::<Result<Vec<_>, _>>();
-    let ids = ids.map_err(|_| Error::request("too many tokens for a bench"))?;
-    on.case("embedding_backward", hidden, 3.0 * 4.0, move || {
+fn embedding_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, Sizes { vocab, hidden, .. }) = (batch.backend(), batch.on.sizes);
+    let (d_y, mut d_table) = (batch.tensor(hidden)?, backend.zeros(vocab, hidden)?);
+    let ids = (0..batch.rows).map(|i| count(i * 1657 % vocab)).collect::<Result<Vec<_>>>()?;
+    batch.case("embedding_backward", hidden, 3.0 * 4.0, move || {
         backend.embedding_backward(EmbeddingBackwardArgs { d_table: &mut d_table, d_y: &d_y, ids: &ids })
     })
 }
 
-fn linear_backward_bias<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, cols) = (on.backend.clone(), on.sizes.heads.qkv_cols());
-    let (d_y, mut d_bias) = (on.activations(cols)?, backend.zeros(1, cols)?);
-    on.case("linear_backward_bias", cols, on.within(), move || {
+fn linear_backward_bias<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, cols) = (batch.backend(), batch.on.sizes.heads.qkv_cols());
+    let (d_y, mut d_bias) = (batch.activations(cols)?, backend.zeros(1, cols)?);
+    batch.case("linear_backward_bias", cols, batch.on.within(), move || {
         backend.linear_backward_bias(LinearBackwardBiasArgs { d_bias: &mut d_bias, d_y: &d_y, first_col: 0 })
     })
 }
 
-fn dropout<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
-    let (x, mut y) = (on.activations(hidden)?, on.activations(hidden)?);
+fn dropout<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, hidden) = (batch.backend(), batch.on.sizes.hidden);
+    let (x, mut y) = (batch.activations(hidden)?, batch.activations(hidden)?);
     let mask = DropoutMask { seed: 1, stream: 2, probability: 0.1 };
-    on.case("dropout", hidden, 2.0 * on.within(), move || backend.dropout(DropoutArgs { y: &mut y, x: &x, mask }))
+    batch.case("dropout", hidden, 2.0 * batch.on.within(), move || backend.dropout(DropoutArgs { y: &mut y, x: &x, mask }))
 }
 
-fn fill<B: TrainingBackend + 'static>(on: &Rows<B>) -> Result<Case> {
-    let (backend, hidden) = (on.backend.clone(), on.sizes.hidden);
-    let mut y = on.tensor(hidden)?;
-    on.case("fill", hidden, 4.0, move || backend.fill(&mut y, 0.0))
+fn fill<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
+    let (backend, hidden) = (batch.backend(), batch.on.sizes.hidden);
+    let mut y = batch.tensor(hidden)?;
+    batch.case("fill", hidden, 4.0, move || backend.fill(&mut y, 0.0))
 }

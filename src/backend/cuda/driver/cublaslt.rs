@@ -3,7 +3,8 @@
 //! It chooses another algorithm for another shape, and may split k: a row's bits then depend on the number of rows. So nothing
 //! uses it unasked.
 
-use super::gpu::{Element, Gpu};
+use super::gpu::Gpu;
+use super::launch::Element;
 use super::pool::Buffer;
 use crate::error::{Error, Result};
 use cudarc::cublaslt::result::{self, CublasError};

@@ -5,6 +5,7 @@
 
 mod cublaslt;
 mod gpu;
+mod launch;
 mod pool;
 mod staging;
 mod steps;
@@ -13,7 +14,8 @@ mod tensor_map;
 
 pub use cublaslt::{CublasLt, cublaslt_present, cublaslt_version};
 pub(in crate::backend) use gpu::no_kernels;
-pub use gpu::{Argument, Element, Geometry, Gpu, Matmul};
+pub use gpu::{Gpu, Matmul};
+pub use launch::{Argument, Element, Geometry};
 pub use pool::Buffer;
 pub use tensor_map::TensorMap;
 

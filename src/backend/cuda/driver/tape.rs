@@ -8,7 +8,7 @@
 //! order of the allocations, unless somebody still holds the block of a step before. Arrays that the host writes (positions, page
 //! tables) lie in one buffer that each step fills again, by one copy where a graph follows.
 
-use super::gpu::Geometry;
+use super::launch::Geometry;
 use super::pool::Buffer;
 use crate::backend::cuda::kernels::Kernel;
 use cudarc::driver::sys::CUdeviceptr;

@@ -103,7 +103,9 @@ fn text(report: &Report) -> String {
     if let Some(finite) = report.finite {
         line("values", if finite { "all finite" } else { "not all finite, see below" }.to_owned());
     }
-    if let Some(removed) = report.prunectl.as_ref().and_then(|p| p.get("removed")).and_then(|r| r.as_array()) {
+    let removed = report.prunectl.as_ref().and_then(|p| p.get("removed")).and_then(|r| r.as_array());
+    // Trained whole, a model says that nothing was removed.
+    if let Some(removed) = removed.filter(|removed| !removed.is_empty()) {
         let removed: Vec<String> = removed.iter().map(ToString::to_string).collect();
         let of = report.prunectl.as_ref().and_then(|p| p.pointer("/source/num_hidden_layers")).map(ToString::to_string);
         line("pruned", format!("without layers {} of {}", removed.join(", "), of.unwrap_or_else(unknown)));

@@ -278,6 +278,8 @@ fn chosen_layers_change_and_the_rest_keeps_its_bytes() {
     let out =
         ["--data", "data.jsonl", "--dtype", "f32", "--out", "out", "--steps", "2", "--train-layers", "last:1,lm_head", "-q"];
     dir.prunectl().arg("train-qlora").arg(fixture("llama")).args(out).run().code(0);
+    let shown = dir.prunectl().args(["inspect", "out"]).run().code(0);
+    assert!(!shown.stdout.contains("pruned"), "no layer was removed: {}", shown.stdout);
     let [before, after] =
         [fixture("llama").join("model.safetensors"), dir.path().join("out/model.safetensors")].map(|p| std::fs::read(p).unwrap());
     let [before, after] = [&before, &after].map(|b| safetensors::SafeTensors::deserialize(b).unwrap());

@@ -95,11 +95,18 @@ pub(super) struct PackRows<'a> {
     pub(super) out: &'a mut [PairLine],
 }
 
+impl PackRows<'_> {
+    /// Packs; pairs with the instructions that will multiply them.
+    pub(super) fn pack(self, isa: Isa) {
+        if self.form == Form::Pairs { isa.run_dot(self) } else { isa.run(self) }
+    }
+}
+
 impl Kernel for PackRows<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _s: S) {
+    fn run<S: Simd>(self, s: S) {
         let Self { form, x, cols, rows, out } = self;
         if cols == 0 || rows == 0 {
             return;
@@ -113,7 +120,7 @@ impl Kernel for PackRows<'_> {
             for (r, x) in x[range.start * cols..range.end * cols].chunks_exact(cols).enumerate() {
                 let out = out[r..].iter_mut().step_by(height);
                 for (x, out) in x.chunks(form.floats()).zip(out) {
-                    pack_line(form, x, &mut out.0);
+                    pack_line(s, form, x, &mut out.0);
                 }
             }
         }
@@ -122,7 +129,11 @@ impl Kernel for PackRows<'_> {
 
 /// Up to form.floats() elements, with zeros behind them.
 #[inline(always)]
-fn pack_line(form: Form, x: &[f32], out: &mut [u32; LANES]) {
+fn pack_line<S: Simd>(s: S, form: Form, x: &[f32], out: &mut [u32; LANES]) {
+    if let (Form::Pairs, Some(x)) = (form, x.as_array()) {
+        *out = s.neighbours(x);
+        return;
+    }
     if x.len() < form.floats() {
         *out = Zeroable::zeroed();
     }

@@ -85,9 +85,9 @@ impl<R: Reduce> Kernel for Part<'_, R> {
         let (packed_x, packed_reference) = packed_x.split_at_mut(lines);
         let (tile, logits) = lines_of_logits.split_at_mut(2 * rows);
         let (logits, reference_logits) = logits.split_at_mut(rows * CHUNK_LINES);
-        PackRows { form, x: self.x, cols, rows, out: &mut *packed_x }.run(s);
+        PackRows { form, x: self.x, cols, rows, out: &mut *packed_x }.pack(isa);
         if let Some(x) = self.reference {
-            PackRows { form, x, cols, rows, out: &mut *packed_reference }.run(s);
+            PackRows { form, x, cols, rows, out: &mut *packed_reference }.pack(isa);
         }
         let tile = as_tile(tile);
         for (index, out) in self.out.chunks_mut(rows).enumerate() {

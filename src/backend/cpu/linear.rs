@@ -55,7 +55,7 @@ impl Kernel for Part<'_, '_> {
         let rows = y.len();
         let lines = &mut held.lines[..rows * form.lines(cols)];
         if held.group != Some(group) {
-            PackRows { form, x, cols, rows, out: &mut *lines }.run(s);
+            PackRows { form, x, cols, rows, out: &mut *lines }.pack(isa);
             held.group = Some(group);
         }
         let mut scratch = Scratch::lend(0, 2 * rows);

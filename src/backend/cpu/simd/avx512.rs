@@ -1,7 +1,7 @@
 //! AVX-512, with (`Avx512<true>`) or without VDPBF16PS.
 #![expect(unsafe_code, reason = "SIMD instructions: one of the places where unsafe is allowed")]
 
-use super::super::matrix::round_bf16;
+use super::super::matrix::{pairs_of_floats, round_bf16};
 use super::{Kernel, LANES, Simd};
 use std::arch::x86_64::*;
 use std::is_x86_feature_detected as has;
@@ -150,6 +150,23 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let codes = _mm512_srl_epi32(_mm512_loadu_si512(codes.as_ptr().cast()), _mm_cvtsi32_si128(shift.cast_signed()));
             _mm512_permutexvar_ps(codes, _mm512_loadu_ps(table.as_ptr()))
         }
+    }
+
+    #[inline(always)]
+    fn neighbours(self, x: &[f32; 2 * LANES]) -> [u32; LANES] {
+        let mut pairs = [0; LANES];
+        if BF16 {
+            // SAFETY: AVX512-BF16 is there (`Avx512<true>` exists); `x` has the 128 bytes and `pairs` the 64 that are touched, in
+            // any alignment; __m512bh and __m512i are 64 plain bytes both.
+            unsafe {
+                let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(LANES)));
+                let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_si512(pairs.as_mut_ptr().cast(), halves);
+            }
+        } else {
+            pairs_of_floats(x, &mut pairs);
+        }
+        pairs
     }
 
     #[inline(always)]

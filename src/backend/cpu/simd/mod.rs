@@ -98,6 +98,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.load(&lanes)
     }
 
+    /// Neighbours rounded to bf16 and paired, the first of each pair in the lower half. Where it is one instruction, subnormal
+    /// numbers become 0, as they count for in [`dot_pairs`](Self::dot_pairs).
+    #[inline(always)]
+    fn neighbours(self, x: &[f32; 2 * LANES]) -> [u32; LANES] {
+        let mut pairs = [0; LANES];
+        super::matrix::pairs_of_floats(x, &mut pairs);
+        pairs
+    }
+
     /// Lanes rounded to bf16 and paired, `first` in the lower halves.
     #[inline(always)]
     fn pairs(self, first: Self::V, second: Self::V) -> [u32; LANES] {

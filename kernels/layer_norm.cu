@@ -1,8 +1,7 @@
 // LayerNorm without bias (Ba et al. 2016, arXiv 1607.06450), as Cohere uses it: over rows, and over each head of q and k. Forward
 // and backward.
 
-#include "pack.cuh"
-#include "reduce.cuh"
+#include "warp_rows.cuh"
 
 // Mirrors LayerNormSizes of src/backend/cuda/layer_norm.rs.
 struct LayerNormSizes {
@@ -22,8 +21,6 @@ struct HeadNormSizes {
     float eps;
 };
 static_assert(sizeof(HeadNormSizes) == 24 && offsetof(HeadNormSizes, eps) == 20, "layout shared with Rust");
-
-constexpr int THREADS = 128;
 
 struct Statistics {
     float mean;
@@ -77,23 +74,16 @@ __device__ __forceinline__ void layer_norm_vector(Out* y, const In* x, const flo
 
 template <typename Out, typename In>
 __device__ __forceinline__ void layer_norm(Out* y, const In* x, const float* weight, LayerNormSizes sizes) {
-    const uint32_t row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-    if (row >= sizes.rows) {
-        return;
-    }
-    const size_t start = static_cast<size_t>(row) * sizes.hidden;
-    if (sizes.hidden % 8 == 0) {
-        layer_norm_vector<8>(y + start, x + start, weight, sizes.hidden, sizes.eps);
-    } else {
-        layer_norm_vector<1>(y + start, x + start, weight, sizes.hidden, sizes.eps);
-    }
+    own_row(sizes.rows, sizes.hidden, [=](auto width, size_t, size_t start) {
+        layer_norm_vector<decltype(width)::value>(y + start, x + start, weight, sizes.hidden, sizes.eps);
+    });
 }
 
-// A warp a head of a row; heads of one row lie side by side. Calls visit8 or visit1, as addresses allow, with the head's number
+// A warp a head of a row; heads of one row lie side by side. visit(width, item, head, first) as for own_row, with the head's number
 // among all rows', its first element in x and its first element in weight.
-template <typename Visit8, typename Visit1>
-__device__ __forceinline__ void each_head(HeadNormSizes sizes, Visit8 visit8, Visit1 visit1) {
-    const size_t item = static_cast<size_t>(blockIdx.x) * (THREADS / WARP) + threadIdx.x / WARP;
+template <typename Visit>
+__device__ __forceinline__ void own_head(HeadNormSizes sizes, Visit visit) {
+    const size_t item = own_vector();
     if (item >= static_cast<size_t>(sizes.rows) * sizes.heads) {
         return;
     }
@@ -101,22 +91,17 @@ __device__ __forceinline__ void each_head(HeadNormSizes sizes, Visit8 visit8, Vi
     const uint32_t first = static_cast<uint32_t>(item % sizes.heads) * sizes.head_dim;
     const size_t head = row * sizes.cols + sizes.first_col + first;
     if (sizes.head_dim % 8 == 0 && sizes.cols % 8 == 0 && sizes.first_col % 8 == 0) {
-        visit8(item, head, first);
+        visit(Width<8>(), item, head, first);
     } else {
-        visit1(item, head, first);
+        visit(Width<1>(), item, head, first);
     }
 }
 
 template <typename T>
 __device__ __forceinline__ void head_norm(T* x, const float* weight, HeadNormSizes sizes) {
-    each_head(
-        sizes,
-        [=](size_t, size_t head, uint32_t first) {
-            layer_norm_vector<8>(x + head, x + head, weight + first, sizes.head_dim, sizes.eps);
-        },
-        [=](size_t, size_t head, uint32_t first) {
-            layer_norm_vector<1>(x + head, x + head, weight + first, sizes.head_dim, sizes.eps);
-        });
+    own_head(sizes, [=](auto width, size_t, size_t head, uint32_t first) {
+        layer_norm_vector<decltype(width)::value>(x + head, x + head, weight + first, sizes.head_dim, sizes.eps);
+    });
 }
 
 // layer_norm_<y>_<x>: y = (x - mean) / sqrt(variance + eps) * weight per row.  x, y: [rows, hidden];  weight: [hidden] f32.
@@ -218,17 +203,9 @@ __device__ __forceinline__ void layer_norm_backward_row(float* d_x, float* kept,
 extern "C" __global__ void __launch_bounds__(THREADS)
     layer_norm_backward(float* __restrict__ d_x, float* __restrict__ kept, const float* __restrict__ x,
                         const float* __restrict__ weight, const float* __restrict__ d_y, LayerNormSizes sizes) {
-    const uint32_t row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-    if (row >= sizes.rows) {
-        return;
-    }
-    const size_t start = static_cast<size_t>(row) * sizes.hidden;
-    float* of_row = kept + 2 * static_cast<size_t>(row);
-    if (sizes.hidden % 8 == 0) {
-        layer_norm_backward_row<8>(d_x + start, of_row, x + start, weight, d_y + start, sizes);
-    } else {
-        layer_norm_backward_row<1>(d_x + start, of_row, x + start, weight, d_y + start, sizes);
-    }
+    own_row(sizes.rows, sizes.hidden, [=](auto width, size_t row, size_t start) {
+        layer_norm_backward_row<decltype(width)::value>(d_x + start, kept + 2 * row, x + start, weight, d_y + start, sizes);
+    });
 }
 EXPORT_KERNEL(layer_norm_backward, THREADS)
 
@@ -268,23 +245,18 @@ __device__ __forceinline__ void head_statistics(float* kept, const T* head, Head
 
 template <typename T>
 __device__ __forceinline__ void statistics_of_heads(float* kept, const T* x, HeadNormSizes sizes) {
-    each_head(
-        sizes, [=](size_t item, size_t head, uint32_t) { head_statistics<8>(kept + 2 * item, x + head, sizes); },
-        [=](size_t item, size_t head, uint32_t) { head_statistics<1>(kept + 2 * item, x + head, sizes); });
+    own_head(sizes, [=](auto width, size_t item, size_t head, uint32_t) {
+        head_statistics<decltype(width)::value>(kept + 2 * item, x + head, sizes);
+    });
 }
 
 template <typename T>
 __device__ __forceinline__ void head_norm_backward(T* d, const T* x, const float* weight, HeadNormSizes sizes) {
-    each_head(
-        sizes,
-        [=](size_t, size_t head, uint32_t first) {
-            const Statistics of = statistics<8>(x + head, sizes.head_dim, sizes.eps);
-            layer_norm_backward_vector<8, false>(d + head, x + head, weight + first, d + head, of, sizes.head_dim);
-        },
-        [=](size_t, size_t head, uint32_t first) {
-            const Statistics of = statistics<1>(x + head, sizes.head_dim, sizes.eps);
-            layer_norm_backward_vector<1, false>(d + head, x + head, weight + first, d + head, of, sizes.head_dim);
-        });
+    own_head(sizes, [=](auto width, size_t, size_t head, uint32_t first) {
+        constexpr int N = decltype(width)::value;
+        const Statistics of = statistics<N>(x + head, sizes.head_dim, sizes.eps);
+        layer_norm_backward_vector<N, false>(d + head, x + head, weight + first, d + head, of, sizes.head_dim);
+    });
 }
 
 // head_norm_statistics_<x>: (mean, inv_std) of each head of columns first_col .. first_col + heads * head_dim of x [rows, cols].
@@ -321,7 +293,8 @@ EXPORT_KERNEL(head_norm_backward_weight_bf16, COLUMN_THREADS)
 
 // head_norm_backward_<x>: those columns of d [rows, cols] hold d_y and become d_x, in place.  x: [rows, cols];  weight: [heads,
 // head_dim] f32.  Geometry: blocks of 128 threads, four heads each.  Limit: 2 reads + 1 write of those columns.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Ten blocks a multiprocessor: ptxas would aim at twelve on some GPUs, and spill.
+extern "C" __global__ void __launch_bounds__(THREADS, 10)
     head_norm_backward_f32(float* __restrict__ d, const float* __restrict__ x, const float* __restrict__ weight, HeadNormSizes sizes) {
     head_norm_backward(d, x, weight, sizes);
 }

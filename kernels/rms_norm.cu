@@ -1,7 +1,6 @@
 // RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467), as Llama and Qwen2 use it. Forward and backward.
 
-#include "pack.cuh"
-#include "reduce.cuh"
+#include "warp_rows.cuh"
 
 // Mirrors RmsNormSizes of src/backend/cuda/rms_norm.rs, which asserts the same layout.
 struct RmsNormSizes {
@@ -10,8 +9,6 @@ struct RmsNormSizes {
     float eps;
 };
 static_assert(sizeof(RmsNormSizes) == 12 && offsetof(RmsNormSizes, eps) == 8, "layout shared with Rust");
-
-constexpr int THREADS = 128;
 
 // One row by one warp, N elements a step of each lane. The row is read twice; the second time it lies in L1, 32 KiB of it at
 // most for the widest models.
@@ -42,20 +39,11 @@ __device__ __forceinline__ void rms_norm_row(Out* y, const In* x, const float* w
     }
 }
 
-// A warp a row: no lane waits for another warp, and with a row a warp any number of rows fills the card as far as it can.
 template <typename Out, typename In>
 __device__ __forceinline__ void rms_norm(Out* y, const In* x, const float* weight, RmsNormSizes sizes) {
-    const uint32_t row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-    if (row >= sizes.rows) {
-        return;
-    }
-    const size_t start = static_cast<size_t>(row) * sizes.hidden;
-    // Rows of another length start at addresses that 16-byte accesses cannot use.
-    if (sizes.hidden % 8 == 0) {
-        rms_norm_row<8>(y + start, x + start, weight, sizes);
-    } else {
-        rms_norm_row<1>(y + start, x + start, weight, sizes);
-    }
+    own_row(sizes.rows, sizes.hidden, [=](auto width, size_t, size_t start) {
+        rms_norm_row<decltype(width)::value>(y + start, x + start, weight, sizes);
+    });
 }
 
 // rms_norm_<y>_<x>: y = x * inv_rms * weight, inv_rms = 1 / sqrt(mean(x^2) + eps) per row.  x, y: [rows, hidden];  weight: [hidden] f32.
@@ -130,16 +118,9 @@ __device__ __forceinline__ void rms_norm_backward_row(float* d_x, float* inv_rms
 extern "C" __global__ void __launch_bounds__(THREADS)
     rms_norm_backward(float* __restrict__ d_x, float* __restrict__ inv_rms, const float* __restrict__ x,
                       const float* __restrict__ weight, const float* __restrict__ d_y, RmsNormSizes sizes) {
-    const uint32_t row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
-    if (row >= sizes.rows) {
-        return;
-    }
-    const size_t start = static_cast<size_t>(row) * sizes.hidden;
-    if (sizes.hidden % 8 == 0) {
-        rms_norm_backward_row<8>(d_x + start, inv_rms + row, x + start, weight, d_y + start, sizes);
-    } else {
-        rms_norm_backward_row<1>(d_x + start, inv_rms + row, x + start, weight, d_y + start, sizes);
-    }
+    own_row(sizes.rows, sizes.hidden, [=](auto width, size_t row, size_t start) {
+        rms_norm_backward_row<decltype(width)::value>(d_x + start, inv_rms + row, x + start, weight, d_y + start, sizes);
+    });
 }
 EXPORT_KERNEL(rms_norm_backward, THREADS)
 

@@ -105,6 +105,7 @@ pub fn generate<B: Backend>(
         let group = sequences.min(request.variants.len() - first_variant);
         let of_group = first_variant..first_variant + group;
         let missing: Vec<usize> = (0..request.prompts.len()).filter(|&p| of_group.clone().any(|v| !finished[v][p])).collect();
+        // Sequences, and beside them, while they are prefilled, the base of each prompt.
         let most = sequences.min(missing.len().saturating_mul(group)) + missing.len().min(sequences);
         let run = Run::new(decoder, request, &request.variants[of_group], first_variant, most.saturating_mul(sequence_pages));
         let outcome = run.and_then(|mut run| {

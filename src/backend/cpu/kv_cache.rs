@@ -39,17 +39,16 @@ impl KvPages {
         self.memory.as_mut().map_or(&mut [], |memory| &mut cast_slice_mut(memory)[..self.capacity * page_lines(self.heads)])
     }
 
-    /// Pages there are addresses for.
-    fn mapped(&self) -> usize {
-        self.memory.as_ref().map_or(0, |memory| memory.len() / size_of::<Line>() / page_lines(self.heads).max(1))
-    }
-
-    /// Moves the pages to where there are addresses for `pages` of them.
+    /// Has addresses for `pages` pages, and moves there what is in use where there were fewer.
     fn map(&mut self, pages: usize) -> Result<()> {
-        let mut memory = map_lines(pages.saturating_mul(page_lines(self.heads)))?;
-        let used = self.lines();
-        cast_slice_mut(&mut memory)[..used.len()].copy_from_slice(used);
-        self.memory = Some(memory);
+        let lines = pages.saturating_mul(page_lines(self.heads));
+        let mapped = self.memory.as_ref().map_or(0, |memory| memory.len() / size_of::<Line>());
+        if lines > mapped {
+            let mut memory = map_lines(lines)?;
+            let used = self.lines();
+            cast_slice_mut(&mut memory)[..used.len()].copy_from_slice(used);
+            self.memory = Some(memory);
+        }
         Ok(())
     }
 }
@@ -108,18 +107,14 @@ impl KvCache for CpuBackend {
     }
 
     fn kv_grow(&self, pool: &mut KvPages, pages: usize) -> Result<()> {
-        if pages > pool.mapped() && page_lines(pool.heads) > 0 {
-            pool.map(pages)?;
-        }
+        pool.map(pages)?;
         pool.capacity = pool.capacity.max(pages);
         Ok(())
     }
 
     fn kv_expect(&self, pool: &mut KvPages, pages: usize) {
-        if pages > pool.mapped() && page_lines(pool.heads) > 0 {
-            // Where there are no addresses to spare, the pool moves as it grows.
-            let _ = pool.map(pages);
-        }
+        // Where there are no addresses to spare, the pool moves as it grows.
+        let _ = pool.map(pages);
     }
 
     fn kv_page_bytes(&self, heads: Heads) -> u64 {

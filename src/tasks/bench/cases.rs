@@ -81,6 +81,10 @@ pub(super) fn activations<B: Device>(backend: &B, rows: usize, cols: usize) -> R
     Ok(scratch)
 }
 
+/// Rows of a decoding step, at most: reading weights takes about as long as multiplying so few rows with them.
+const FEW_ROWS: usize = 16;
+
+/// What arithmetic in `dtype` is held against.
 pub(super) fn flops(dtype: Dtype) -> Limit {
     if dtype == Dtype::Bf16 { Limit::Bf16Flops } else { Limit::F32Flops }
 }
@@ -93,9 +97,6 @@ fn work_of_product(dtype: Dtype, rows: usize, weights: usize, bytes_each: f64) -
     }
     work
 }
-
-/// Rows of a decoding step, of which no product takes more weights from a cache than from memory.
-const FEW_ROWS: usize = 16;
 
 /// A product with `weights` numbers of `bytes_each` bytes that `prepare` makes, in as many copies as it takes not to find them in
 /// a cache.

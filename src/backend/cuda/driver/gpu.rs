@@ -13,6 +13,7 @@ use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUfunction_attribute_enum,
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig, PushKernelArg, result};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -296,7 +297,7 @@ impl Gpu {
         if geometry.grid.contains(&0) {
             return Ok(());
         }
-        self.function(kernel, geometry.shared, || signature::<S>(arguments))?;
+        self.ready(kernel, geometry.shared, || signature::<S>(arguments))?;
         let mut parameters = Vec::with_capacity(arguments.len() + 1);
         parameters.extend(arguments.iter().map(|argument| match &argument.value {
             Value::Pointer { address, .. } => Parameter::address(*address),
@@ -328,7 +329,7 @@ impl Gpu {
                 let (grid_dim, block_dim) = ((x, y, z), (geometry.block, 1, 1));
                 let config = LaunchConfig { grid_dim, block_dim, shared_mem_bytes: geometry.shared };
                 #[expect(unsafe_code, reason = "the driver seam")]
-                // SAFETY: types and order of the arguments are the kernel's (`function` compared them), and each has at least
+                // SAFETY: types and order of the arguments are the kernel's (`ready` compared them), and each has at least
                 // as many bytes as the parameter; bounds are the caller's of `launch`, as documented; what the kernel writes
                 // was borrowed mutably; memory that is freed after this call is reused only by work that comes after it
                 // (`Pool`).
@@ -392,12 +393,12 @@ impl Gpu {
         if self.synchronous { self.compute.synchronize() } else { Ok(()) }
     }
 
-    /// Looks a kernel up, and allows it `shared` bytes of dynamic shared memory.
-    fn function(&self, kernel: Kernel, shared: u32, signature: impl FnOnce() -> String) -> Result<()> {
+    /// Loads a kernel before its first launch, and allows it `shared` bytes of dynamic shared memory.
+    fn ready(&self, kernel: Kernel, shared: u32, signature: impl FnOnce() -> String) -> Result<()> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        let (function, allowed) = match functions.get(kernel.name) {
-            Some((function, allowed)) => (function.clone(), *allowed),
-            None => {
+        let (function, allowed) = match functions.entry(kernel.name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
                 let signature = signature();
                 if signature != kernel.parameters {
                     return Err(Error::Device {
@@ -405,16 +406,16 @@ impl Gpu {
                         help: Some("this is a bug in prunectl; please report it".into()),
                     });
                 }
-                (self.load(kernel)?, SHARED_WITHOUT_ASKING)
+                place.insert((self.load(kernel)?, SHARED_WITHOUT_ASKING))
             }
         };
-        if shared > allowed {
+        if shared > *allowed {
             let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
             let what = || format!("{shared} bytes of shared memory for kernel {}", kernel.name);
             function.set_attribute(attribute, bytes).map_err(|e| failed(&what(), e))?;
+            *allowed = shared;
         }
-        functions.insert(kernel.name, (function, allowed.max(shared)));
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 // Rotary position embedding (Su et al. 2021, arXiv 2104.09864) on the q and k heads of a fused qkv row. Forward and
 // backward, which is the inverse rotation: the same code with the sine's sign turned.
 
-#include "pack.cuh"
+#include "rotary.cuh"
 
 // Mirrors RopeSizes of src/backend/cuda/rope.rs.
 struct RopeSizes {
@@ -13,52 +13,6 @@ struct RopeSizes {
 static_assert(sizeof(RopeSizes) == 16 && offsetof(RopeSizes, half) == 12, "layout shared with Rust");
 
 constexpr int THREADS = 256;
-
-// N neighbouring pairs of one head: (a, b) -> (a cos - b sin, b cos + a sin), or with -sin for sin.
-template <int N, bool INTERLEAVED, bool FORWARD, typename T>
-__device__ __forceinline__ void rotate(T* head, const float* cos, const float* sin, uint32_t first, uint32_t half) {
-    float c[N];
-    float s[N];
-    load_f32<N>(c, cos + first);
-    load_f32<N>(s, sin + first);
-    if constexpr (!FORWARD) {
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            s[k] = -s[k];
-        }
-    }
-    if constexpr (INTERLEAVED && N == 1) {
-        // Rows of an odd number of columns: a pair may begin where no access of two elements may.
-        const float a = to_f32(head[2 * first]);
-        const float b = to_f32(head[2 * first + 1]);
-        head[2 * first] = from_f32<T>(a * c[0] - b * s[0]);
-        head[2 * first + 1] = from_f32<T>(b * c[0] + a * s[0]);
-    } else if constexpr (INTERLEAVED) {
-        float x[2 * N];
-        load_f32<2 * N>(x, head + 2 * first);
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            const float a = x[2 * k];
-            const float b = x[2 * k + 1];
-            x[2 * k] = a * c[k] - b * s[k];
-            x[2 * k + 1] = b * c[k] + a * s[k];
-        }
-        store_f32<2 * N>(head + 2 * first, x);
-    } else {
-        float a[N];
-        float b[N];
-        load_f32<N>(a, head + first);
-        load_f32<N>(b, head + half + first);
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            const float rotated = a[k] * c[k] - b[k] * s[k];
-            b[k] = b[k] * c[k] + a[k] * s[k];
-            a[k] = rotated;
-        }
-        store_f32<N>(head + first, a);
-        store_f32<N>(head + half + first, b);
-    }
-}
 
 template <int N, bool INTERLEAVED, bool FORWARD, typename T>
 __device__ __forceinline__ void rope_item(T* x, const float* cos, const float* sin, const uint32_t* positions, RopeSizes sizes) {
@@ -72,7 +26,7 @@ __device__ __forceinline__ void rope_item(T* x, const float* cos, const float* s
     const uint32_t rest = static_cast<uint32_t>(item % in_row);
     const size_t table = static_cast<size_t>(positions[row]) * sizes.half;
     T* head = x + row * sizes.cols + static_cast<size_t>(rest / in_head) * 2 * sizes.half;
-    rotate<N, INTERLEAVED, FORWARD>(head, cos + table, sin + table, rest % in_head * N, sizes.half);
+    rotate<N, INTERLEAVED, FORWARD>(head, head, cos + table, sin + table, rest % in_head * N, sizes.half);
 }
 
 // A thread rotates eight pairs where addresses allow it (16-byte accesses), else one: rope_step of src/backend/cuda/rope.rs

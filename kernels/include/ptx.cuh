@@ -20,23 +20,6 @@ __device__ __forceinline__ uint32_t smem_u32(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// ---- Loads and stores with a hint
-
-// 16 bytes of memory that no thread writes during the kernel and that is read once: does not displace what L1 holds.
-__device__ __forceinline__ uint4 load_streaming(const void* source) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(source));
-    return v;
-}
-
-// 16 bytes that this kernel does not read again: leaves the cache first.
-__device__ __forceinline__ void store_streaming(void* destination, uint4 v) {
-    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(destination), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
-}
-
 // ---- Arithmetic
 
 // 2^x, relative error below 2^-22; denormal results are flushed to zero.
@@ -47,16 +30,10 @@ __device__ __forceinline__ float exp2_approx(float x) {
 }
 
 // ---- Counters that order memory between blocks
-// Both return the old value. What the thread wrote before (and what others wrote before a __syncthreads it took part in) is
-// seen by whoever reads the new value through one of them.
+// What the thread wrote before (and what others wrote before a __syncthreads it took part in) is seen by whoever reads the new
+// value through one of them.
 
-__device__ __forceinline__ uint32_t atomic_add_acq_rel(uint32_t* counter, uint32_t value) {
-    uint32_t old;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(counter), "r"(value) : "memory");
-    return old;
-}
-
-// old >= limit ? 0 : old + 1. With limit = blocks - 1 the last block leaves the counter at zero for the next launch.
+// Becomes old >= limit ? 0 : old + 1; returns old. With limit = blocks - 1 the last block leaves the counter at zero for the next launch.
 __device__ __forceinline__ uint32_t atomic_inc_acq_rel(uint32_t* counter, uint32_t limit) {
     uint32_t old;
     asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(counter), "r"(limit) : "memory");

@@ -155,13 +155,16 @@ impl<B: Backend> Decoder<B> {
         }
         let (cos, sin) = self.rotary_tables();
         let interleaved = config.architecture == Architecture::Cohere;
-        backend.rope(RopeArgs { x: qkv, heads: heads.heads + heads.kv_heads, cos, sin, positions, interleaved })?;
+        let rope = |x| RopeArgs { x, heads: heads.heads + heads.kv_heads, cos, sin, positions, interleaved };
         #[expect(clippy::cast_precision_loss, reason = "head_dim is small")]
         let scale = 1.0 / (heads.head_dim as f32).sqrt();
         match context {
-            Context::Packed { starts } => backend.attention(AttentionArgs { y: attended, qkv, heads, starts, scale }),
+            Context::Packed { starts } => {
+                backend.rope(rope(qkv))?;
+                backend.attention(AttentionArgs { y: attended, qkv, heads, starts, scale })
+            }
             Context::Paged { pages, slots, rows } => {
-                backend.kv_write(KvWriteArgs { pages, qkv, heads, slots })?;
+                backend.kv_write(KvWriteArgs { pages, rope: rope(qkv), heads, slots })?;
                 backend.attention_paged(AttentionPagedArgs { y: attended, qkv, heads, pages, rows, scale })
             }
         }

@@ -4,7 +4,7 @@
 //! on the host (`src/model/kv_pages.rs`); sequences may share pages (a common prompt prefix), so a page is written only by its
 //! one owner.
 
-use super::{Device, Heads, Shaped, expect, expect_below, expect_len};
+use super::{Heads, Rope, RopeArgs, Shaped, expect, expect_below, expect_len};
 use crate::error::{Error, Result};
 
 /// Tokens a page.
@@ -15,9 +15,9 @@ pub const PAGE_TOKENS: usize = 16;
 pub struct KvWriteArgs<'a, T, P> {
     /// The pages.
     pub pages: &'a mut P,
-    /// [rows, qkv_cols], k already rotated.
-    pub qkv: &'a T,
-    /// How qkv is cut.
+    /// The rotation of q and k; its x, [rows, qkv_cols], has v behind them.
+    pub rope: RopeArgs<'a, T>,
+    /// How x is cut.
     pub heads: Heads,
     /// Where k and v of each row go: page * PAGE_TOKENS + offset in the page. All different.
     pub slots: &'a [u32],
@@ -29,8 +29,12 @@ impl<T: Shaped, P> KvWriteArgs<'_, T, P> {
     /// # Errors
     /// [`Error::Shape`].
     pub fn check(&self, capacity: usize) -> Result<()> {
-        expect("kv_write", "qkv", self.qkv, self.qkv.rows(), self.heads.qkv_cols())?;
-        expect_len("kv_write", "slots", self.slots.len(), self.qkv.rows())?;
+        let (RopeArgs { x, heads, cos, .. }, cut) = (&self.rope, self.heads);
+        self.rope.check()?;
+        expect("kv_write", "x", *x, x.rows(), cut.qkv_cols())?;
+        expect("kv_write", "cos", *cos, cos.rows(), cut.head_dim / 2)?;
+        expect_len("kv_write", "rotated heads", *heads, cut.heads + cut.kv_heads)?;
+        expect_len("kv_write", "slots", self.slots.len(), x.rows())?;
         expect_below("kv_write", "slots", self.slots, capacity * PAGE_TOKENS)
     }
 }
@@ -82,7 +86,7 @@ impl<T: Shaped, P> AttentionPagedArgs<'_, T, P> {
 }
 
 /// Paged keys and values.
-pub trait KvCache: Device {
+pub trait KvCache: Rope {
     /// A pool of pages.
     type KvPages: Send + Sync;
 
@@ -105,7 +109,8 @@ pub trait KvCache: Device {
     /// Bytes a page takes.
     fn kv_page_bytes(&self, heads: Heads) -> u64;
 
-    /// Stores k and v of each row at its slot.
+    /// Rotates q of each row in place, and stores k, rotated, and v at the row's slot. What stays in the columns of k is
+    /// unspecified.
     ///
     /// # Errors
     /// [`Error::Shape`].

@@ -450,10 +450,18 @@ impl KvCache for Any {
     }
 
     fn kv_write(&self, args: KvWriteArgs<'_, Tensor, KvPages>) -> Result<()> {
-        let KvWriteArgs { pages, qkv, heads, slots } = args;
+        let KvWriteArgs { pages, rope: RopeArgs { x, heads: rotated, cos, sin, positions, interleaved }, heads, slots } = args;
         match self {
-            Self::Cpu(b) => b.kv_write(KvWriteArgs { pages: pages.cpu_mut(), qkv: qkv.cpu(), heads, slots }),
-            Self::Cuda(b, _) => b.kv_write(KvWriteArgs { pages: pages.cuda_mut(), qkv: qkv.cuda(), heads, slots }),
+            Self::Cpu(b) => {
+                let (x, cos, sin) = (x.cpu_mut(), cos.cpu(), sin.cpu());
+                let rope = RopeArgs { x, heads: rotated, cos, sin, positions, interleaved };
+                b.kv_write(KvWriteArgs { pages: pages.cpu_mut(), rope, heads, slots })
+            }
+            Self::Cuda(b, _) => {
+                let (x, cos, sin) = (x.cuda_mut(), cos.cuda(), sin.cuda());
+                let rope = RopeArgs { x, heads: rotated, cos, sin, positions, interleaved };
+                b.kv_write(KvWriteArgs { pages: pages.cuda_mut(), rope, heads, slots })
+            }
         }
     }
 

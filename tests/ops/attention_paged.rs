@@ -4,9 +4,10 @@ use crate::compare::same;
 use crate::data::floats;
 use crate::everywhere::{backends, gpu, poisoned};
 use crate::harness::levels;
+use crate::kv_write;
 use prunectl::backend::cpu::CpuBackend;
 use prunectl::ops::cases::ATTENTION;
-use prunectl::ops::{AttentionPagedArgs, Device, Heads, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
+use prunectl::ops::{AttentionPagedArgs, Device, Heads, KvCache, PAGE_TOKENS, PagedRow};
 use prunectl::tensor::Dtype;
 
 pub(crate) const OPS: &[&str] = &["attention_paged"];
@@ -35,14 +36,12 @@ impl<'a> Decoder<'a> {
 
     /// Stores keys and values of rows (sequence, position).
     fn write(&mut self, rows: &[(usize, usize)], qkv: &[f32]) {
-        let qkv = self.backend.upload(rows.len(), self.heads.qkv_cols(), qkv).unwrap();
         let page_tokens = u32::try_from(PAGE_TOKENS).unwrap();
         let slots: Vec<u32> = rows
             .iter()
             .map(|&(s, t)| self.pages[s][t / PAGE_TOKENS] * page_tokens + u32::try_from(t % PAGE_TOKENS).unwrap())
             .collect();
-        let pages = &mut self.pool;
-        self.backend.kv_write(KvWriteArgs { pages, qkv: &qkv, heads: self.heads, slots: &slots }).unwrap();
+        kv_write::write(self.backend, &mut self.pool, self.heads, qkv, &slots);
     }
 
     /// Rows (sequence, position) in one call; `qkv` holds them.
@@ -117,6 +116,20 @@ fn has_the_bits_of_attention() {
                 }
             }
         }
+    }
+}
+
+/// Each kernel for tensor cores, with heads that fill it and heads that do not.
+#[test]
+fn heads_of_every_kernel_have_the_bits_of_attention() {
+    let Some(backend) = gpu(Dtype::Bf16, Stored::Scratch) else { return };
+    for head_dim in [8, 16, 32, 40, 64, 80, 96, 112, 128, 136, 256] {
+        let heads = Heads { heads: 6, kv_heads: 2, head_dim };
+        let lengths = [70, 3];
+        let rows: Vec<(usize, usize)> = (0..70).map(|t| (0, t)).chain((0..3).map(|t| (1, t))).collect();
+        let qkv = floats(6, rows.len() * heads.qkv_cols());
+        let expected = attention(&backend, &qkv, &lengths, heads);
+        same(&format!("{heads:?}"), &Decoder::new(&backend, heads, &lengths).step(&rows, &qkv), &expected);
     }
 }
 

@@ -105,11 +105,21 @@ fn bf16_arithmetic() {
 /// Rows enough for every way of sharing the work, against single rows.
 #[test]
 fn many_rows_have_the_bits_of_one() {
-    let inputs =
+    let mut inputs =
         Inputs::new(LinearCase { rows: 1100, in_features: 67, out_features: 130, bias: true, accumulate: true }, Dtype::Bf16);
-    for backend in [Dtype::F32, Dtype::Bf16].into_iter().flat_map(backends) {
+    for values in [&mut inputs.x, &mut inputs.bias, &mut inputs.y] {
+        *values = rounded(values, Dtype::Bf16);
+    }
+    let every: Vec<usize> = (0..1100).collect();
+    let stored = gpu(Dtype::Bf16, Stored::Scratch);
+    // Stored as within a layer: the same sums, rounded once.
+    if let Some(stored) = &stored {
+        let wide = inputs.run(&gpu(Dtype::Bf16, Stored::Plain).unwrap(), &every);
+        same("stored as bf16", &inputs.run(stored, &every), &rounded(&wide, Dtype::Bf16));
+    }
+    for backend in [Dtype::F32, Dtype::Bf16].into_iter().flat_map(backends).chain(stored) {
         let dtype = format!("{} on {}", backend.compute_dtype(), backend.name());
-        let all = inputs.run(&backend, &(0..1100).collect::<Vec<_>>());
+        let all = inputs.run(&backend, &every);
         for rows in [0..1, 5..40, 300..420, 0..70, 0..300, 0..700, 1099..1100] {
             let found = inputs.run(&backend, &rows.clone().collect::<Vec<_>>());
             same(&format!("{dtype} rows {rows:?}"), &found, &all[rows.start * 130..rows.end * 130]);

@@ -7,7 +7,7 @@ use super::matrix::map_lines;
 use super::simd::{LANES, Line};
 use super::{CpuBackend, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS};
+use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS, Rope, RopeArgs};
 use bytemuck::{cast_slice, cast_slice_mut};
 use memmap2::MmapMut;
 
@@ -124,7 +124,9 @@ impl KvCache for CpuBackend {
     fn kv_write(&self, args: KvWriteArgs<'_, Tensor, KvPages>) -> Result<()> {
         args.check(args.pages.capacity())?;
         same_heads("kv_write", args.pages.heads, args.heads)?;
-        let KvWriteArgs { pages, qkv, heads, slots } = args;
+        let KvWriteArgs { pages, rope, heads, slots } = args;
+        self.rope(RopeArgs { x: &mut *rope.x, ..rope })?;
+        let qkv = &*rope.x;
         let size = page_lines(heads);
         if size == 0 {
             return Ok(());

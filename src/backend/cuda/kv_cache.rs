@@ -1,9 +1,10 @@
 //! The KV cache's memory, and launches of kernels/kv_cache.cu.
 
 use super::driver::{Argument, Buffer, Geometry};
+use super::rope::rope_step;
 use super::{CudaBackend, Storage, Tensor, kernels, size};
 use crate::error::{Error, Result};
-use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS, expect_below};
+use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS, RopeArgs, expect_below};
 use bytemuck::NoUninit;
 use std::mem::offset_of;
 
@@ -17,11 +18,10 @@ struct KvWriteSizes {
     rows: u32,
     heads: u32,
     kv_heads: u32,
-    head_dim: u32,
+    half: u32,
 }
 
-const _: () =
-    assert!(size_of::<KvWriteSizes>() == 16 && offset_of!(KvWriteSizes, head_dim) == 12, "layout shared with the kernels");
+const _: () = assert!(size_of::<KvWriteSizes>() == 16 && offset_of!(KvWriteSizes, half) == 12, "layout shared with the kernels");
 
 /// Pages of keys and values: `[page][k, v][kv_head][PAGE_TOKENS][head_dim]`, stored as activations within a layer are.
 #[derive(Debug)]
@@ -80,24 +80,31 @@ impl KvCache for CudaBackend {
 
     fn kv_write(&self, args: KvWriteArgs<'_, Tensor, KvPages>) -> Result<()> {
         args.check(args.pages.capacity())?;
-        let KvWriteArgs { pages, qkv, heads, slots } = args;
+        let KvWriteArgs { pages, rope: RopeArgs { x: qkv, cos, sin, positions, interleaved, .. }, heads, slots } = args;
         pages.check("kv_write", heads, qkv.storage)?;
-        let (kernel, step) = match qkv.storage {
-            Storage::F32 => (kernels::KV_WRITE_F32, 4),
-            Storage::Bf16 => (kernels::KV_WRITE_BF16, 8),
+        let kernel = match (interleaved, qkv.storage) {
+            (false, Storage::F32) => kernels::KV_WRITE_HALF_F32,
+            (false, Storage::Bf16) => kernels::KV_WRITE_HALF_BF16,
+            (true, Storage::F32) => kernels::KV_WRITE_INTERLEAVED_F32,
+            (true, Storage::Bf16) => kernels::KV_WRITE_INTERLEAVED_BF16,
         };
         let sizes = KvWriteSizes {
-            rows: size("kv_write", "qkv", qkv.rows)?,
+            rows: size("kv_write", "x", qkv.rows)?,
             heads: size("kv_write", "heads", heads.heads)?,
             kv_heads: size("kv_write", "heads", heads.kv_heads)?,
-            head_dim: size("kv_write", "heads", heads.head_dim)?,
+            half: size("kv_write", "cos", cos.cols)?,
         };
-        let step = if heads.head_dim.is_multiple_of(step) { step } else { 1 };
-        let geometry = Geometry::over(qkv.rows * (2 * heads.kv_cols() / step), BLOCK)?;
-        let slots = self.indices.get(&self.gpu, slots)?;
+        let in_row = heads.qkv_cols() / 2 / rope_step(cos.cols, qkv.cols);
+        let geometry = Geometry::over(qkv.rows * in_row, BLOCK)?;
+        let (positions, slots) = (self.indices.get(&self.gpu, positions)?, self.indices.get(&self.gpu, slots)?);
         let element = pages.storage.element();
-        let arguments = [Argument::write(&mut pages.data, element), qkv.read(), slots.read()];
-        self.gpu.launch(kernel, geometry, &arguments, sizes)
+        self.with_f32(cos, |cos| {
+            self.with_f32(sin, |sin| {
+                let pages = Argument::write(&mut pages.data, element);
+                let arguments = [pages, qkv.write(), cos.read(), sin.read(), positions.read(), slots.read()];
+                self.gpu.launch(kernel, geometry, &arguments, sizes)
+            })
+        })
     }
 
     fn kv_copy_page(&self, pool: &mut KvPages, from: u32, to: u32) -> Result<()> {

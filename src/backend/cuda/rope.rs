@@ -23,8 +23,8 @@ struct RopeSizes {
 
 const _: () = assert!(size_of::<RopeSizes>() == 16 && offset_of!(RopeSizes, half) == 12, "layout shared with the kernel");
 
-/// Pairs a thread rotates; the kernel chooses alike.
-const fn rope_step(half: usize, cols: usize) -> usize {
+/// Pairs a thread rotates; the kernels choose alike.
+pub(super) const fn rope_step(half: usize, cols: usize) -> usize {
     if half.is_multiple_of(8) && cols.is_multiple_of(8) { 8 } else { 1 }
 }
 

@@ -1,11 +1,11 @@
 //! Products with weights, and attention: in scoring (many rows) and in decoding (few).
 
-use super::sizes::Sizes;
 use super::{Backends, Case, Limit, Shape, What};
 use crate::error::{Error, Result};
+use crate::ops::cases::{AttentionCase, HeadCase, LinearCase};
 use crate::ops::{
     ArgmaxArgs, AttentionArgs, AttentionPagedArgs, Backend, CrossEntropyArgs, Device, Heads, KvWriteArgs, LinearArgs,
-    PAGE_TOKENS, PagedRow,
+    PAGE_TOKENS, PagedRow, RopeArgs,
 };
 use crate::tensor::{Dtype, HostTensor, SharedBytes};
 use std::sync::Arc;
@@ -16,39 +16,32 @@ pub(super) type Make<B> = Box<dyn FnOnce(&Backends<B>) -> Result<Case>>;
 pub(super) fn all<B: Backend + 'static>(what: What, shape: Shape) -> Vec<Make<B>> {
     let sizes = shape.sizes();
     if what == What::Nf4 {
-        return super::nf4::all(sizes);
+        return super::nf4::all(shape);
     }
     let mut cases: Vec<Make<B>> = Vec::new();
     if what != What::Attention {
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            for &rows in sizes.rows {
-                for (inputs, outputs) in linears(sizes) {
-                    cases.push(Box::new(move |on| linear(on, sizes, dtype, rows, inputs, outputs)));
-                }
+            for case in sizes.rows.iter().flat_map(|&rows| sizes.linears(rows)) {
+                cases.push(Box::new(move |on| linear(on, case, dtype, shape.rotated_bytes())));
             }
-            cases.push(Box::new(move |on| cross_entropy(on, sizes, dtype)));
-            cases.push(Box::new(move |on| argmax(on, sizes, dtype, 1)));
-            cases.push(Box::new(move |on| argmax(on, sizes, dtype, 16)));
+            cases.push(Box::new(move |on| cross_entropy(on, sizes.head(), dtype)));
+            for rows in [1, FEW_ROWS] {
+                cases.push(Box::new(move |on| argmax(on, HeadCase { rows, ..sizes.head() }, dtype)));
+            }
         }
     }
     if what != What::Gemm {
-        for (sequences, length) in sizes.packed {
-            cases.push(Box::new(move |on| attention(on, sizes, sequences, length)));
+        for case in sizes.packed.map(|lengths| sizes.sequences(lengths)) {
+            cases.push(Box::new(move |on| attention(on, case)));
         }
-        for (rows, keys) in sizes.paged {
-            cases.push(Box::new(move |on| attention_paged(on, sizes, rows, keys)));
+        for case in sizes.paged.map(|lengths| sizes.sequences(lengths)) {
+            cases.push(Box::new(move |on| attention_paged(on, case)));
         }
     }
     if what == What::Ops {
         cases.extend(super::rows::all(sizes));
     }
     cases
-}
-
-/// Columns of x and y of a layer's products: q, k and v; gate and up; down.
-pub(super) fn linears(sizes: Sizes) -> [(usize, usize); 3] {
-    let Sizes { hidden, intermediate, heads, .. } = sizes;
-    [(hidden, heads.qkv_cols()), (hidden, 2 * intermediate), (intermediate, hidden)]
 }
 
 pub(super) fn values(len: usize) -> Vec<f32> {
@@ -103,16 +96,15 @@ fn work_of_product(dtype: Dtype, rows: usize, weights: usize, bytes_each: f64) -
 pub(super) struct Product<'a> {
     pub(super) what: &'a str,
     pub(super) dtype: Dtype,
-    pub(super) rows: usize,
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
+    pub(super) case: LinearCase,
     pub(super) bytes_each: f64,
     pub(super) rotated_bytes: usize,
 }
 
 impl Product<'_> {
     pub(super) fn case<B: Backend + 'static>(self, backend: Arc<B>, prepare: impl Fn(&B) -> Result<B::Matrix>) -> Result<Case> {
-        let Product { what, dtype, rows, inputs, outputs, bytes_each, rotated_bytes } = self;
+        let Product { what, dtype, case, bytes_each, rotated_bytes } = self;
+        let LinearCase { rows, in_features: inputs, out_features: outputs, bias: _, accumulate } = case;
         let weights = inputs * outputs;
         let copies = if rows <= FEW_ROWS { (rotated_bytes / (2 * weights)).max(1) } else { 1 };
         let matrices = (0..copies).map(|_| prepare(&backend)).collect::<Result<Vec<_>>>()?;
@@ -120,7 +112,7 @@ impl Product<'_> {
         let work = work_of_product(dtype, rows, copies * weights, bytes_each);
         let call = Box::new(move || {
             for weight in &matrices {
-                backend.linear(LinearArgs { y: &mut y, x: &x, weight, bias: None, accumulate: false })?;
+                backend.linear(LinearArgs { y: &mut y, x: &x, weight, bias: None, accumulate })?;
             }
             Ok(())
         });
@@ -129,50 +121,47 @@ impl Product<'_> {
     }
 }
 
-fn linear<B: Backend + 'static>(
-    on: &Backends<B>,
-    sizes: Sizes,
-    dtype: Dtype,
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-) -> Result<Case> {
+fn linear<B: Backend + 'static>(on: &Backends<B>, case: LinearCase, dtype: Dtype, rotated_bytes: usize) -> Result<Case> {
     let (backend, bytes_each) = (on.of(dtype), on.weight_bytes(dtype));
-    let rotated_bytes = sizes.rotated_bytes;
-    Product { what: "", dtype, rows, inputs, outputs, bytes_each, rotated_bytes }
-        .case(backend, |backend| weights(backend, outputs, inputs))
+    Product { what: "", dtype, case, bytes_each, rotated_bytes }
+        .case(backend, |backend| weights(backend, case.out_features, case.in_features))
 }
 
-fn cross_entropy<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, dtype: Dtype) -> Result<Case> {
-    let Sizes { hidden, vocab, targets: rows, .. } = sizes;
+fn cross_entropy<B: Backend + 'static>(on: &Backends<B>, case: HeadCase, dtype: Dtype) -> Result<Case> {
+    let HeadCase { rows, hidden_size: hidden, vocab_size: vocab, logit_scale } = case;
     let backend = on.of(dtype);
     let (head, x) = (weights(&*backend, vocab, hidden)?, tensor(&*backend, rows, hidden)?);
     let targets = vec![7; rows];
     let work = work_of_product(dtype, rows, vocab * hidden, on.weight_bytes(dtype));
     let call = Box::new(move || {
-        let args = CrossEntropyArgs { x: &x, head: &head, targets: &targets, logit_scale: 1.0, reference: None };
+        let args = CrossEntropyArgs { x: &x, head: &head, targets: &targets, logit_scale, reference: None };
         backend.cross_entropy(args).map(|_| ())
     });
     Ok(Case { op: "cross_entropy", case: format!("{rows} rows, {hidden} -> {vocab}"), dtype, work, call })
 }
 
-fn argmax<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, dtype: Dtype, rows: usize) -> Result<Case> {
-    let Sizes { hidden, vocab, .. } = sizes;
+fn argmax<B: Backend + 'static>(on: &Backends<B>, case: HeadCase, dtype: Dtype) -> Result<Case> {
+    let HeadCase { rows, hidden_size: hidden, vocab_size: vocab, logit_scale } = case;
     let backend = on.of(dtype);
     let (head, x) = (weights(&*backend, vocab, hidden)?, tensor(&*backend, rows, hidden)?);
     let work = work_of_product(dtype, rows, vocab * hidden, on.weight_bytes(dtype));
-    let call = Box::new(move || backend.argmax(ArgmaxArgs { x: &x, head: &head, logit_scale: 1.0 }).map(|_| ()));
+    let call = Box::new(move || backend.argmax(ArgmaxArgs { x: &x, head: &head, logit_scale }).map(|_| ()));
     Ok(Case { op: "argmax", case: format!("{rows} rows, {hidden} -> {vocab}"), dtype, work, call })
 }
 
-/// FLOPs of a row that sees `keys` keys: q k^T and p v.
-fn attention_flops(heads: Heads, keys: usize) -> f64 {
-    4.0 * (keys * heads.q_cols()) as f64
+/// FLOPs of rows that see `pairs` keys together: q k^T and p v.
+fn attention_flops(heads: Heads, pairs: usize) -> f64 {
+    4.0 * (pairs * heads.q_cols()) as f64
 }
 
 /// First rows of packed sequences, and the number of rows.
-pub(super) fn starts(sequences: usize, length: usize) -> Result<Vec<u32>> {
-    (0..=sequences).map(|s| count(s * length)).collect()
+pub(super) fn starts(lengths: &[usize]) -> Result<Vec<u32>> {
+    (0..=lengths.len()).map(|s| count(lengths[..s].iter().sum())).collect()
+}
+
+/// `16 sequences of 128`: those of a bench are of one length.
+pub(super) fn sequences(lengths: &[usize]) -> String {
+    format!("{} sequences of {}", lengths.len(), lengths.first().unwrap_or(&0))
 }
 
 pub(super) fn count(n: usize) -> Result<u32> {
@@ -183,29 +172,45 @@ pub(super) fn scale(heads: Heads) -> f32 {
     1.0 / (heads.head_dim as f32).sqrt()
 }
 
-fn attention<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, sequences: usize, length: usize) -> Result<Case> {
-    let Sizes { heads, .. } = sizes;
-    let dtype = on.activations();
-    let backend = on.of(dtype);
-    let rows = sequences * length;
-    let (qkv, mut y) = (activations(&*backend, rows, heads.qkv_cols())?, backend.scratch(rows, heads.q_cols())?);
-    let starts = starts(sequences, length)?;
-    let work = vec![(flops(dtype), (1..=length).map(|keys| attention_flops(heads, keys)).sum::<f64>() * sequences as f64)];
-    let scale = scale(heads);
-    let call = Box::new(move || backend.attention(AttentionArgs { y: &mut y, qkv: &qkv, heads, starts: &starts, scale }));
-    Ok(Case { op: "attention", case: format!("{sequences} sequences of {length}"), dtype, work, call })
+/// Cosines and sines of one position that turn nothing: values stay as they are, however often an op runs.
+pub(super) fn no_rotation<B: Device>(backend: &B, half: usize) -> Result<[B::Tensor; 2]> {
+    Ok([backend.upload(1, half, &vec![1.0; half])?, backend.zeros(1, half)?])
 }
 
-fn attention_paged<B: Backend + 'static>(on: &Backends<B>, sizes: Sizes, rows: usize, keys: u32) -> Result<Case> {
-    let Sizes { heads, .. } = sizes;
+fn attention<B: Backend + 'static>(on: &Backends<B>, case: AttentionCase) -> Result<Case> {
+    let AttentionCase { lengths, heads } = case;
+    let dtype = on.activations();
+    let backend = on.of(dtype);
+    let rows = lengths.iter().sum();
+    let (qkv, mut y) = (activations(&*backend, rows, heads.qkv_cols())?, backend.scratch(rows, heads.q_cols())?);
+    let starts = starts(lengths)?;
+    let pairs = lengths.iter().map(|length| length * (length + 1) / 2).sum();
+    let work = vec![(flops(dtype), attention_flops(heads, pairs))];
+    let scale = scale(heads);
+    let call = Box::new(move || backend.attention(AttentionArgs { y: &mut y, qkv: &qkv, heads, starts: &starts, scale }));
+    Ok(Case { op: "attention", case: sequences(lengths), dtype, work, call })
+}
+
+fn attention_paged<B: Backend + 'static>(on: &Backends<B>, case: AttentionCase) -> Result<Case> {
+    let AttentionCase { lengths, heads } = case;
+    let (rows, keys) = (lengths.len(), count(lengths.iter().copied().max().unwrap_or(0))?);
     let dtype = on.activations();
     let backend = on.of(dtype);
     let pages_each = keys.div_ceil(16);
     let count = count(rows)?;
     let mut pages = backend.kv_pages(rows * pages_each as usize, heads)?;
     let slots: Vec<u32> = (0..count * pages_each * 16).collect();
-    let kv = activations(&*backend, slots.len(), heads.qkv_cols())?;
-    backend.kv_write(KvWriteArgs { pages: &mut pages, qkv: &kv, heads, slots: &slots })?;
+    let mut kv = activations(&*backend, slots.len(), heads.qkv_cols())?;
+    let ([cos, sin], positions) = (no_rotation(&*backend, heads.head_dim / 2)?, vec![0; slots.len()]);
+    let rope = RopeArgs {
+        x: &mut kv,
+        heads: heads.heads + heads.kv_heads,
+        cos: &cos,
+        sin: &sin,
+        positions: &positions,
+        interleaved: false,
+    };
+    backend.kv_write(KvWriteArgs { pages: &mut pages, rope, heads, slots: &slots })?;
     let (qkv, mut y) = (activations(&*backend, rows, heads.qkv_cols())?, backend.scratch(rows, heads.q_cols())?);
     let ids: Vec<Vec<u32>> = (0..count).map(|r| (r * pages_each..(r + 1) * pages_each).collect()).collect();
     // A CPU finds these keys and values in its caches; a GPU, which keeps them in bf16, reads them.

@@ -1,6 +1,6 @@
 //! The models whose sizes are measured.
 
-use crate::ops::Heads;
+use crate::ops::cases::{AYA_8B, ModelSizes, SMOLLM2, TINY};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -17,27 +17,6 @@ pub enum Shape {
     Aya8b,
 }
 
-/// Extents of the ops.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sizes {
-    pub(super) hidden: usize,
-    pub(super) intermediate: usize,
-    pub(super) vocab: usize,
-    pub(super) heads: Heads,
-    /// Rows of linear layers, from decoding to scoring.
-    pub(super) rows: &'static [usize],
-    /// Rows of a batch that is scored.
-    pub(super) batch: usize,
-    /// Target rows at the head.
-    pub(super) targets: usize,
-    /// Packed batches: sequences and their length.
-    pub(super) packed: [(usize, usize); 2],
-    /// Decoding: sequences and what they see.
-    pub(super) paged: [(usize, u32); 2],
-    /// Weights of a decoding case together: more than caches hold.
-    pub(super) rotated_bytes: usize,
-}
-
 /// Records of a scan.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ScanSizes {
@@ -47,44 +26,21 @@ pub(super) struct ScanSizes {
 }
 
 impl Shape {
-    pub(super) const fn sizes(self) -> Sizes {
+    /// Extents of its ops.
+    pub(super) const fn sizes(self) -> ModelSizes {
         match self {
-            Self::Tiny => Sizes {
-                hidden: 64,
-                intermediate: 192,
-                vocab: 515,
-                heads: Heads { heads: 4, kv_heads: 2, head_dim: 16 },
-                rows: &[1, 3, 70],
-                batch: 40,
-                targets: 5,
-                packed: [(2, 16), (1, 40)],
-                paged: [(2, 20), (1, 33)],
-                rotated_bytes: 0,
-            },
-            Self::Smollm2 => Sizes {
-                hidden: 576,
-                intermediate: 1536,
-                vocab: 49152,
-                heads: Heads { heads: 9, kv_heads: 3, head_dim: 64 },
-                rows: &[1, 16, 128, 4096],
-                batch: 4096,
-                targets: 512,
-                packed: [(32, 128), (4, 1024)],
-                paged: [(16, 256), (1, 512)],
-                rotated_bytes: 128 << 20,
-            },
-            Self::Aya8b => Sizes {
-                hidden: 4096,
-                intermediate: 14336,
-                vocab: 256_000,
-                heads: Heads { heads: 32, kv_heads: 8, head_dim: 128 },
-                rows: &[1, 16, 128, 4096, 16384],
-                batch: 16384,
-                targets: 2048,
-                packed: [(64, 256), (8, 2048)],
-                paged: [(64, 1024), (1, 4096)],
-                rotated_bytes: 512 << 20,
-            },
+            Self::Tiny => TINY,
+            Self::Smollm2 => SMOLLM2,
+            Self::Aya8b => AYA_8B,
+        }
+    }
+
+    /// Bytes of the weights of a decoding case together, in bf16: more than caches hold.
+    pub(super) const fn rotated_bytes(self) -> usize {
+        match self {
+            Self::Tiny => 0,
+            Self::Smollm2 => 128 << 20,
+            Self::Aya8b => 512 << 20,
         }
     }
 

@@ -2,11 +2,11 @@
 //! them: within a layer as the device likes it, the residual stream, the norms' gradients and those of parameters in f32. A batch
 //! is a micro-batch of 1024 rows at most.
 
-use super::cases::{Make, activations, count, flops, linears, scale, starts, tensor, weights};
+use super::cases::{Make, activations, count, flops, no_rotation, scale, sequences, starts, tensor, weights};
 use super::rows::{Rows, optimiser};
-use super::sizes::Sizes;
 use super::{Backends, Case, Shape};
 use crate::error::Result;
+use crate::ops::cases::{AttentionCase, HeadCase, HeadsCase, LinearCase, ModelSizes};
 use crate::ops::{
     Adamw, AttentionBackwardArgs, CrossEntropyBackwardArgs, Device, DropoutArgs, DropoutMask, EmbeddingBackwardArgs,
     HeadNormBackwardArgs, LayerNormBackwardArgs, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs,
@@ -15,30 +15,24 @@ use crate::ops::{
 use crate::tensor::Dtype;
 use std::sync::Arc;
 
-/// Rows of a micro-batch.
-const MOST_ROWS: usize = 1024;
-/// Rank of a LoRA pair.
-const RANK: usize = 64;
-
 pub(super) fn all<B: TrainingBackend + Adamw + 'static>(shape: Shape) -> Vec<Make<B>> {
     let sizes = shape.sizes();
     let mut cases: Vec<Make<B>> = Vec::new();
     for dtype in [Dtype::F32, Dtype::Bf16] {
-        let [qkv, gate_up, down] = linears(sizes);
-        for (inputs, outputs) in [qkv, gate_up, down, (sizes.hidden, RANK), (RANK, sizes.hidden)] {
-            let make = move |op| Step { sizes, dtype, op, inputs, outputs };
+        for case in sizes.linears(sizes.micro_batch).into_iter().chain(sizes.lora(sizes.micro_batch)) {
+            let make = move |op| Step { case, dtype, op };
             cases.push(Box::new(move |on| make("linear_backward_input").input_gradient(on)));
             cases.push(Box::new(move |on| make("linear_backward_weight").weight_gradient(on)));
         }
         for whole in [false, true] {
-            cases.push(Box::new(move |on| cross_entropy_backward(on, sizes, dtype, whole)));
+            cases.push(Box::new(move |on| cross_entropy_backward(on, sizes.head(), dtype, whole)));
         }
     }
-    for (sequences, length) in sizes.packed {
-        cases.push(Box::new(move |on| attention_backward(on, sizes, sequences, length)));
+    for case in sizes.packed.map(|lengths| sizes.sequences(lengths)) {
+        cases.push(Box::new(move |on| attention_backward(on, case)));
     }
     let make = |case: fn(&MicroBatch<B>) -> Result<Case>| -> Make<B> {
-        Box::new(move |on| case(&MicroBatch { on: Rows::new(on, sizes), rows: rows(sizes) }))
+        Box::new(move |on| case(&MicroBatch { on: Rows::new(on, sizes), rows: sizes.micro_batch }))
     };
     cases.extend([
         make(rms_norm_backward),
@@ -55,29 +49,23 @@ pub(super) fn all<B: TrainingBackend + Adamw + 'static>(shape: Shape) -> Vec<Mak
     cases
 }
 
-fn rows(sizes: Sizes) -> usize {
-    sizes.batch.min(MOST_ROWS)
-}
-
 /// A gradient of a linear layer.
 struct Step {
-    sizes: Sizes,
+    case: LinearCase,
     dtype: Dtype,
     op: &'static str,
-    inputs: usize,
-    outputs: usize,
 }
 
 impl Step {
     fn case(self, call: impl FnMut() -> Result<()> + 'static) -> Result<Case> {
-        let Self { sizes, dtype, op, inputs, outputs } = self;
-        let rows = rows(sizes);
+        let Self { case: LinearCase { rows, in_features: inputs, out_features: outputs, .. }, dtype, op } = self;
         let (case, work) = (format!("{rows} rows, {inputs} -> {outputs}"), 2.0 * (rows * inputs * outputs) as f64);
         Ok(Case { op, case, dtype, work: vec![(flops(dtype), work)], call: Box::new(call) })
     }
 
     fn input_gradient<B: TrainingBackend + 'static>(self, on: &Backends<B>) -> Result<Case> {
-        let (backend, rows, inputs, outputs) = (on.of(self.dtype), rows(self.sizes), self.inputs, self.outputs);
+        let (backend, case) = (on.of(self.dtype), self.case);
+        let LinearCase { rows, in_features: inputs, out_features: outputs, .. } = case;
         let weight = weights(&*backend, outputs, inputs)?;
         let (d_y, mut d_x) = (activations(&*backend, rows, outputs)?, backend.scratch(rows, inputs)?);
         self.case(move || {
@@ -91,7 +79,8 @@ impl Step {
     }
 
     fn weight_gradient<B: TrainingBackend + 'static>(self, on: &Backends<B>) -> Result<Case> {
-        let (backend, rows, inputs, outputs) = (on.of(self.dtype), rows(self.sizes), self.inputs, self.outputs);
+        let (backend, case) = (on.of(self.dtype), self.case);
+        let LinearCase { rows, in_features: inputs, out_features: outputs, .. } = case;
         let (x, d_y) = (activations(&*backend, rows, inputs)?, activations(&*backend, rows, outputs)?);
         let mut d_weight = backend.zeros(outputs, inputs)?;
         self.case(move || {
@@ -104,18 +93,18 @@ impl Step {
 /// `whole`: with the gradient of the head.
 fn cross_entropy_backward<B: TrainingBackend + 'static>(
     on: &Backends<B>,
-    sizes: Sizes,
+    case: HeadCase,
     dtype: Dtype,
     whole: bool,
 ) -> Result<Case> {
-    let Sizes { hidden, vocab, targets: rows, .. } = sizes;
+    let HeadCase { rows, hidden_size: hidden, vocab_size: vocab, logit_scale } = case;
     let backend = on.of(dtype);
     let (head, x, mut d_x) = (weights(&*backend, vocab, hidden)?, tensor(&*backend, rows, hidden)?, backend.zeros(rows, hidden)?);
     let mut d_head = if whole { Some(backend.zeros(vocab, hidden)?) } else { None };
     let targets = vec![7; rows];
     let call = Box::new(move || {
         let (d_x, d_head, x, head, targets) = (&mut d_x, d_head.as_mut(), &x, &head, targets.as_slice());
-        let args = CrossEntropyBackwardArgs { d_x, d_head, x, head, targets, logit_scale: 1.0, scale: 1e-3, distillation: None };
+        let args = CrossEntropyBackwardArgs { d_x, d_head, x, head, targets, logit_scale, scale: 1e-3, distillation: None };
         backend.cross_entropy_backward(args).map(|_| ())
     });
     let case = format!("{rows} rows, {hidden} -> {vocab}{}", if whole { ", with d_head" } else { "" });
@@ -123,31 +112,26 @@ fn cross_entropy_backward<B: TrainingBackend + 'static>(
     Ok(Case { op: "cross_entropy_backward", case, dtype, work: vec![(flops(dtype), work)], call })
 }
 
-fn attention_backward<B: TrainingBackend + 'static>(
-    on: &Backends<B>,
-    sizes: Sizes,
-    sequences: usize,
-    length: usize,
-) -> Result<Case> {
-    let Sizes { heads, .. } = sizes;
+fn attention_backward<B: TrainingBackend + 'static>(on: &Backends<B>, case: AttentionCase) -> Result<Case> {
+    let AttentionCase { lengths, heads } = case;
     let dtype = on.activations();
     let backend = on.of(dtype);
-    let rows = sequences * length;
+    let rows = lengths.iter().sum();
     let (qkv, y, d_y) = (
         activations(&*backend, rows, heads.qkv_cols())?,
         activations(&*backend, rows, heads.q_cols())?,
         activations(&*backend, rows, heads.q_cols())?,
     );
     let mut d_qkv = backend.scratch(rows, heads.qkv_cols())?;
-    let starts = starts(sequences, length)?;
+    let starts = starts(lengths)?;
     let scale = scale(heads);
     let call = Box::new(move || {
         let (qkv, y, d_y, starts) = (&qkv, &y, &d_y, starts.as_slice());
         backend.attention_backward(AttentionBackwardArgs { d_qkv: &mut d_qkv, qkv, y, d_y, heads, starts, scale })
     });
     // q k^T again, d_y v^T, and the gradients of q, k and v: five products of the causal half.
-    let work = 10.0 * (sequences * length * (length + 1) / 2 * heads.q_cols()) as f64;
-    let case = format!("{sequences} sequences of {length}");
+    let pairs: usize = lengths.iter().map(|length| length * (length + 1) / 2).sum();
+    let (case, work) = (sequences(lengths), 10.0 * (pairs * heads.q_cols()) as f64);
     Ok(Case { op: "attention_backward", case, dtype, work: vec![(flops(dtype), work)], call })
 }
 
@@ -197,22 +181,22 @@ fn layer_norm_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> R
 }
 
 fn head_norm_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
-    let (backend, heads) = (batch.backend(), batch.on.sizes.heads);
-    let (x, mut d) = (batch.activations(heads.qkv_cols())?, batch.activations(heads.qkv_cols())?);
-    let (weight, mut d_weight) = (tensor(&*backend, heads.heads, heads.head_dim)?, backend.zeros(heads.heads, heads.head_dim)?);
-    batch.case("head_norm_backward", heads.q_cols(), 3.0 * batch.on.within(), move || {
+    let HeadsCase { heads, head_dim, behind, .. } = batch.on.sizes.queries(batch.rows);
+    let (backend, cols) = (batch.backend(), heads * head_dim);
+    let (x, mut d) = (batch.activations(cols + behind)?, batch.activations(cols + behind)?);
+    let (weight, mut d_weight) = (tensor(&*backend, heads, head_dim)?, backend.zeros(heads, head_dim)?);
+    batch.case("head_norm_backward", cols, 3.0 * batch.on.within(), move || {
         let (d, d_weight, x, weight) = (&mut d, Some(&mut d_weight), &x, &weight);
         backend.head_norm_backward(HeadNormBackwardArgs { d, d_weight, x, weight, first_col: 0, eps: 1e-5 })
     })
 }
 
 fn rope_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
-    let (backend, cut) = (batch.backend(), batch.on.sizes.heads);
-    let (half, heads) = (cut.head_dim / 2, cut.heads + cut.kv_heads);
-    // A rotation by nothing.
-    let (cos, sin) = (backend.upload(1, half, &vec![1.0; half])?, backend.zeros(1, half)?);
-    let (mut x, positions) = (batch.activations(cut.qkv_cols())?, vec![0; batch.rows]);
-    batch.case("rope_backward", heads * cut.head_dim, 2.0 * batch.on.within(), move || {
+    let HeadsCase { heads, head_dim, behind, .. } = batch.on.sizes.rotated(batch.rows);
+    let (backend, half) = (batch.backend(), head_dim / 2);
+    let [cos, sin] = no_rotation(&*backend, half)?;
+    let (mut x, positions) = (batch.activations(heads * head_dim + behind)?, vec![0; batch.rows]);
+    batch.case("rope_backward", heads * head_dim, 2.0 * batch.on.within(), move || {
         let (x, cos, sin, positions) = (&mut x, &cos, &sin, positions.as_slice());
         backend.rope_backward(RopeArgs { x, heads, cos, sin, positions, interleaved: false })
     })
@@ -228,7 +212,7 @@ fn swiglu_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Resul
 }
 
 fn embedding_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
-    let (backend, Sizes { vocab, hidden, .. }) = (batch.backend(), batch.on.sizes);
+    let (backend, ModelSizes { vocab, hidden, .. }) = (batch.backend(), batch.on.sizes);
     let (d_y, mut d_table) = (batch.tensor(hidden)?, backend.zeros(vocab, hidden)?);
     let ids = (0..batch.rows).map(|i| count(i * 1657 % vocab)).collect::<Result<Vec<_>>>()?;
     batch.case("embedding_backward", hidden, 3.0 * 4.0, move || {

@@ -304,7 +304,7 @@ API int cuDeviceGet(int* device, int ordinal) {
     return ordinal == 0 ? SUCCESS : refuse(INVALID_DEVICE, "there is one emulated device, number 0");
 }
 API int cuDeviceGetName(char* name, int length, int) {
-    std::snprintf(name, static_cast<size_t>(length), "prunectl emulated device%s", CHECKED ? " (checked)" : "");
+    std::snprintf(name, static_cast<size_t>(length), "prunectl emulated device");
     return SUCCESS;
 }
 API int cuDeviceTotalMem_v2(size_t* bytes, int) {

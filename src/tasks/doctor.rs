@@ -80,6 +80,8 @@ pub struct Cuda {
     /// What NVML says, in the order of the PCI bus.
     #[cfg(feature = "cuda")]
     pub nvml: Vec<crate::backend::cuda::nvml::Facts>,
+    /// Why NVML says nothing.
+    pub nvml_problem: Option<String>,
 }
 
 /// A GPU as the driver describes it.
@@ -114,7 +116,7 @@ pub enum Status {
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at: `cpu`, `memory`, `disk`, `driver`, `gpu`, `kernels`, `cublaslt`, `device`.
+    /// What was looked at: `cpu`, `memory`, `disk`, `driver`, `gpu`, `nvml`, `kernels`, `cublaslt`, `device`.
     pub check: &'static str,
     /// How grave.
     pub status: Status,
@@ -239,7 +241,12 @@ fn judge_cuda(cuda: &Cuda, request: DeviceRequest, findings: &mut Vec<Finding>) 
     if !cuda.gpus.is_empty() {
         findings.push(match &cuda.cublaslt {
             Some(version) => finding("cublaslt", Status::Ok, format!("cuBLASLt {version} is there for --gemm cublaslt")),
-            None => finding("cublaslt", Status::Info, "no cuBLASLt (libcublasLt.so): --gemm native only".into()),
+            None => Finding {
+                check: "cublaslt",
+                status: Status::Info,
+                message: "no cuBLASLt (libcublasLt.so): --gemm native only".into(),
+                help: Some("for --gemm cublaslt put its folder, which CUDA's toolkit has, into LD_LIBRARY_PATH".into()),
+            },
         });
     }
     for gpu in &cuda.gpus {
@@ -257,14 +264,31 @@ fn judge_cuda(cuda: &Cuda, request: DeviceRequest, findings: &mut Vec<Finding>) 
         }
         findings.push(match gpu.coverage {
             "machine_code" => finding("gpu", Status::Ok, what),
-            "ptx" => {
-                finding("gpu", Status::Info, format!("{what}; kernels are compiled for it by the driver at the first start"))
+            "ptx" => Finding {
+                check: "gpu",
+                status: Status::Info,
+                message: format!("{what}; kernels are compiled for it by the driver at the first start"),
+                help: Some("for code made for it add its compute capability to build.rs and build again".into()),
+            },
+            _ => {
+                // Another GPU that is too old is no failure of the one that was asked for.
+                let other = matches!(request, DeviceRequest::Cuda(Some(asked)) if asked != gpu.ordinal);
+                let message = format!("{what}; older than 8.0, the oldest we have kernels for");
+                let found = missing("gpu", message, "use --device cpu, or another GPU");
+                if other { Finding { status: Status::Info, ..found } } else { found }
             }
-            _ => missing("gpu", format!("{what}; older than 8.0, the oldest we have kernels for"), "use --device cpu"),
         });
     }
     #[cfg(feature = "cuda")]
-    findings.extend(cuda.nvml.iter().map(|gpu| finding("gpu", Status::Info, nvml_line(gpu))));
+    findings.extend(cuda.nvml.iter().map(|gpu| finding("nvml", Status::Info, nvml_line(gpu))));
+    if let Some(problem) = cuda.nvml_problem.as_ref().filter(|_| !cuda.gpus.is_empty()) {
+        findings.push(Finding {
+            check: "nvml",
+            status: Status::Info,
+            message: format!("no clocks, power and energy in reports: {problem}"),
+            help: Some("install NVML (libnvidia-ml.so.1), which comes with the NVIDIA driver".into()),
+        });
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -280,6 +304,9 @@ fn nvml_line(gpu: &crate::backend::cuda::nvml::Facts) -> String {
         Some(most) => format!("{} of {} W", now / 1000, most / 1000),
         None => format!("{} W", now / 1000),
     }));
+    parts.extend(gpu.temperature_c.map(|now| format!("{now} C")));
+    parts
+        .extend(gpu.throttle_reasons.as_ref().filter(|reasons| !reasons.is_empty()).map(|r| format!("held by {}", r.join(", "))));
     parts.join(", ")
 }
 
@@ -359,13 +386,17 @@ fn cpu_features() -> Vec<&'static str> {
 fn cuda() -> Cuda {
     use crate::backend::cuda::kernels::{Coverage, NVCC_VERSION, coverage};
     use crate::backend::cuda::{driver, nvml};
-    let (driver_version, nvml) = nvml::query().unwrap_or_default();
+    let ((driver_version, nvml), nvml_problem) = match nvml::query() {
+        Ok(told) => (told, None),
+        Err(problem) => (Default::default(), Some(problem)),
+    };
     let mut cuda = Cuda {
         built_in: true,
         kernels_by_nvcc: NVCC_VERSION,
         driver_library: driver::library_present(),
         driver: driver_version,
         nvml,
+        nvml_problem,
         ..Cuda::default()
     };
     if !cuda.driver_library {
@@ -445,6 +476,34 @@ mod tests {
             (Status::Ok, Status::Info, Status::Fail)
         );
         assert!(of_gpu("none").message.contains("cuda:0 T4, compute capability 7.5, 16.0 GiB"));
+    }
+
+    #[test]
+    fn another_gpu_that_is_too_old_is_no_failure_of_the_one_asked_for() {
+        let gpu = |ordinal, coverage| Gpu {
+            ordinal,
+            name: "GPU".into(),
+            compute_capability: (7, 5),
+            total_memory_bytes: 16 << 30,
+            coverage,
+        };
+        let gpus = vec![gpu(0, "none"), gpu(1, "machine_code")];
+        let facts = facts(Cuda { built_in: true, kernels_by_nvcc: Some("13.0"), driver_library: true, gpus, ..Cuda::default() });
+        let fails = |asked| judge(&facts, DeviceRequest::Cuda(Some(asked)), None).iter().any(|f| f.status == Status::Fail);
+        assert!(fails(0) && !fails(1));
+    }
+
+    #[test]
+    fn whatever_is_missing_has_a_remedy() {
+        let gpu = |coverage| Gpu { ordinal: 0, name: "GPU".into(), compute_capability: (13, 0), total_memory_bytes: 1, coverage };
+        let cuda = Cuda { built_in: true, driver_library: true, nvml_problem: Some("no NVML".into()), ..Cuda::default() };
+        for coverage in ["machine_code", "ptx", "none"] {
+            let findings = judge(&facts(Cuda { gpus: vec![gpu(coverage)], ..cuda.clone() }), DeviceRequest::Auto, None);
+            for check in ["cublaslt", "nvml", "kernels"] {
+                assert!(findings.iter().any(|f| f.check == check && f.help.is_some()), "{check}: {findings:?}");
+            }
+            assert!(findings.iter().all(|f| f.status == Status::Ok || f.help.is_some()), "{findings:?}");
+        }
     }
 
     #[test]

@@ -83,6 +83,12 @@ fn the_same_on_a_gpu_which_says_when_it_is_the_emulated_one() {
     assert!(positive(&report["seconds"]), "{report}");
     assert_eq!(report["gpu"]["emulated"], emulated);
     if emulated {
+        // As emulator/nvml/nvml.cpp has it.
+        assert_eq!((&report["gpu"]["driver"], &report["energy_joules"]), (&"580.00.01".into(), &0.25.into()));
+        assert_eq!(
+            (&report["gpu"]["before"]["sm_clock_mhz"], &report["gpu"]["after"]["power_mw"]),
+            (&1110.into(), &123_456.into())
+        );
         on_gpu(&["attention"]).out("emulated: these are the times of a test tool on a CPU");
     }
 }

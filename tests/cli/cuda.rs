@@ -43,7 +43,8 @@ fn scan_finds_the_layers_that_the_cpu_finds() {
     }
     let dir = Dir::new();
     records(&dir, 5, 24);
-    for (model, metric) in [("llama", "nll"), ("cohere-qknorm", "kl"), ("qwen2", "bi")] {
+    let models = [("llama", "nll"), ("llama-tied-llama3rope", "kl"), ("qwen2", "bi"), ("cohere", "nll"), ("cohere-qknorm", "kl")];
+    for (model, metric) in models {
         let (on_cpu, on_gpu) = (format!("{model}-cpu"), format!("{model}-gpu"));
         scan(&dir, model, &on_cpu, &["--metric", metric, "--dtype", "f32", "--device", "cpu"]).code(0);
         scan(&dir, model, &on_gpu, &["--metric", metric, "--dtype", "f32", "--device", "cuda"]).code(0);
@@ -60,6 +61,13 @@ fn scan_finds_the_layers_that_the_cpu_finds() {
 }
 
 #[test]
+fn losses_of_the_fixtures_equal_those_of_transformers() {
+    if gpu() {
+        crate::eval::losses_equal_those_of_transformers("cuda");
+    }
+}
+
+#[test]
 fn scores_do_not_depend_on_memory() {
     if !gpu() {
         return;
@@ -72,6 +80,71 @@ fn scores_do_not_depend_on_memory() {
     // Three states of 80 rows: one candidate at a time.
     scan(&dir, "llama", "tight", &["--dtype", "bf16", "--device", "cuda:0", "--mem-budget", "61440"]).code(0);
     assert_eq!(scores("free"), scores("tight"));
+}
+
+/// The llama fixture, its layers over and over: 40 of them, in f32.
+fn deep_model(dir: &Dir) -> u64 {
+    const TIMES: usize = 10;
+    let bytes = std::fs::read(fixture("llama").join("model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = Vec::new();
+    for (name, view) in file.tensors() {
+        match name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) {
+            Some((layer, rest)) => {
+                let layer: usize = layer.parse().unwrap();
+                tensors.extend((0..TIMES).map(|n| (format!("model.layers.{}.{rest}", 4 * n + layer), view.clone())));
+            }
+            None => tensors.push((name, view)),
+        }
+    }
+    let model = safetensors::serialize(tensors, None).unwrap();
+    dir.write("deep/model.safetensors", &model);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(fixture("llama").join("config.json")).unwrap()).unwrap();
+    config["num_hidden_layers"] = (4 * TIMES).into();
+    dir.write("deep/config.json", config.to_string());
+    model.len() as u64
+}
+
+#[test]
+fn a_model_larger_than_the_gpus_memory_is_scanned() {
+    if !gpu() || !emulated() {
+        return;
+    }
+    let dir = Dir::new();
+    records(&dir, 3, 20);
+    let bytes = deep_model(&dir);
+    let run = |out: &str, memory: u64| {
+        let args = ["--data", "data.jsonl", "--remove", "1", "--protect", "0-36", "--dtype", "f32", "--device", "cuda", "-q"];
+        let run = dir.prunectl().args(["scan", "deep", "--out", out]).args(args);
+        run.env("PRUNECTL_EMULATOR_MEMORY", &memory.to_string()).run().code(0);
+        scan_json(&dir, out)
+    };
+    let (large, small) = (run("large", 1 << 30), run("small", bytes / 2));
+    assert!(large["peak_memory_bytes"].as_u64().unwrap() > bytes, "{large}");
+    assert!(small["peak_memory_bytes"].as_u64().unwrap() <= bytes / 2, "{small}");
+    assert_eq!(small["rounds"][0]["scores"], large["rounds"][0]["scores"]);
+}
+
+#[test]
+fn two_scans_on_one_gpu_do_not_disturb_each_other() {
+    if !gpu() {
+        return;
+    }
+    let dir = Dir::new();
+    records(&dir, 4, 20);
+    let start = |out: &str| {
+        let args = ["--data", "data.jsonl", "--remove", "3", "--protect", "none", "--device", "cuda", "-q", "--out", out];
+        dir.prunectl().arg("scan").arg(fixture("qwen2")).args(args).start()
+    };
+    let rounds = |out: &str| -> Vec<Value> {
+        scan_json(&dir, out)["rounds"].as_array().unwrap().iter().map(|round| round["scores"].clone()).collect()
+    };
+    start("alone").wait().code(0);
+    let both = ["first", "second"].map(|out| (out, start(out)));
+    for (out, running) in both {
+        running.wait().code(0);
+        assert_eq!(rounds(out), rounds("alone"), "{out}");
+    }
 }
 
 #[test]
@@ -103,10 +176,10 @@ fn out_of_memory_says_what_would_fit() {
 
 #[test]
 fn generation_out_of_memory_goes_on_with_fewer_sequences() {
-    if !gpu() || devices().unwrap()[0].name != EMULATED {
+    if !gpu() || !emulated() {
         return;
     }
-    let dir = model_with_texts();
+    let dir = model_with_texts("llama");
     let lines: Vec<String> =
         (0..12).map(|r| json!({"prompt": "to be or not to be ".repeat(r % 3 + 1), "completion": "x"}).to_string()).collect();
     dir.write("data.jsonl", lines.join("\n"));
@@ -131,38 +204,33 @@ fn generation_out_of_memory_goes_on_with_fewer_sequences() {
     assert_eq!(dir.read(&free), dir.read(&tight));
 }
 
-/// The llama fixture with a tokenizer, as `model`.
-fn model_with_texts() -> Dir {
+/// A fixture with a tokenizer, as `model`.
+fn model_with_texts(name: &str) -> Dir {
     let dir = Dir::new();
     for file in ["config.json", "model.safetensors", "generation_config.json"] {
-        dir.write(&format!("model/{file}"), std::fs::read(fixture("llama").join(file)).unwrap());
+        dir.write(&format!("model/{file}"), std::fs::read(fixture(name).join(file)).unwrap());
     }
     dir.write("model/tokenizer.json", std::fs::read(fixture("byte-tokenizer").join("tokenizer.json")).unwrap());
     dir
 }
 
 #[test]
-fn translate_eval_and_prune_run_on_it() {
+fn translate_gives_the_cpus_texts_and_prune_runs() {
     if !gpu() {
         return;
     }
-    let dir = model_with_texts();
-    dir.write("data.jsonl", "{\"source\":\"one two\",\"target\":\"eins\"}\n{\"source\":\"three\",\"target\":\"drei\"}\n");
-    let texts = |device: &str| {
-        let out = format!("{}.jsonl", device.replace(':', "-"));
-        let args = ["--data", "data.jsonl", "--dtype", "f32", "--max-new-tokens", "6", "--device", device, "--out", &out];
-        dir.prunectl().args(["translate", "model"]).args(args).run().code(0);
-        dir.read(&out)
-    };
-    assert_eq!(texts("cuda:0"), texts("cpu"));
-    let nll = |device: &str| {
-        let args = ["--data", "data.jsonl", "--dtype", "f32", "--json", "--device", device];
-        let report = dir.prunectl().args(["eval", "model"]).args(args).run().code(0).json();
-        assert!(report["device"].as_str().unwrap().starts_with(device.split(':').next().unwrap()));
-        report["nll"].as_f64().unwrap()
-    };
-    assert!((nll("cuda") - nll("cpu")).abs() < 1e-5);
-    dir.prunectl().args(["prune", "model", "--remove", "1", "--out", "pruned", "--device", "cuda"]).run().code(0);
+    for name in ["llama", "llama-tied-llama3rope", "qwen2", "cohere", "cohere-qknorm"] {
+        let dir = model_with_texts(name);
+        dir.write("data.jsonl", "{\"source\":\"one two\",\"target\":\"eins\"}\n{\"source\":\"three\",\"target\":\"drei\"}\n");
+        let texts = |device: &str| {
+            let out = format!("{}.jsonl", device.replace(':', "-"));
+            let args = ["--data", "data.jsonl", "--dtype", "f32", "--max-new-tokens", "6", "--device", device, "--out", &out];
+            dir.prunectl().args(["translate", "model"]).args(args).run().code(0);
+            dir.read(&out)
+        };
+        assert_eq!(texts("cuda:0"), texts("cpu"), "{name}");
+        dir.prunectl().args(["prune", "model", "--remove", "1", "--out", "pruned", "--device", "cuda"]).run().code(0);
+    }
 }
 
 #[test]
@@ -194,7 +262,7 @@ fn cublaslt_has_to_be_asked_for_and_is_named() {
 /// The emulated library lies beside the emulated driver: without its folder there is none.
 #[test]
 fn a_missing_cublaslt_is_named() {
-    if !gpu() || devices().unwrap()[0].name != EMULATED {
+    if !gpu() || !emulated() {
         return;
     }
     let dir = Dir::new();
@@ -209,7 +277,12 @@ fn a_missing_cublaslt_is_named() {
     let args = ["eval", model.to_str().unwrap(), "--data", "data.jsonl", "--device", "cuda"];
     run(&[&args[..], &["--gemm", "cublaslt"]].concat()).code(1).err("cuBLASLt's library (libcublasLt.so) is not on this machine");
     run(&args).code(0);
-    assert_eq!(run(&["doctor", "--json"]).code(0).json()["cuda"]["cublaslt"], Value::Null);
+    let report = run(&["doctor", "--json"]).code(0).json();
+    assert_eq!(report["cuda"]["cublaslt"], Value::Null);
+    // NVML lies there too.
+    assert_eq!(report["cuda"]["nvml"], json!([]));
+    let nvml = report["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == "nvml").unwrap();
+    assert!(nvml["message"].as_str().unwrap().contains("libnvidia-ml.so.1") && nvml["help"].is_string(), "{nvml}");
 }
 
 /// The emulated GPU is for tests: nobody gets it who did not ask.
@@ -227,6 +300,34 @@ fn auto_does_not_take_the_emulated_gpu_and_doctor_names_it() {
         findings.iter().any(|f| f["status"] == "warn" && f["message"].as_str().unwrap().contains("emulated")),
         "{findings:?}"
     );
+}
+
+/// The figures of emulator/nvml/nvml.cpp, whose energy grows by 0.25 J with each question.
+#[test]
+fn nvml_tells_doctor_of_clocks_and_power_and_a_scan_of_energy() {
+    if !gpu() || !emulated() {
+        return;
+    }
+    let dir = Dir::new();
+    let doctor = |args: &[&str]| dir.prunectl().args(["doctor", "--device", "cuda"]).args(args).run().code(0);
+    let report = doctor(&["--json"]).json();
+    assert_eq!(report["cuda"]["driver"], "580.00.01");
+    let facts = json!([{
+        "name": EMULATED, "bus_id": "00000000:00:00.0", "free_memory": 3_u64 << 30, "sm_clock_mhz": 1110, "max_sm_clock_mhz": 1980,
+        "memory_clock_mhz": 2220, "power_mw": 123_456, "power_limit_mw": 300_000, "temperature_c": 45,
+        "throttle_reasons": ["SW_POWER_CAP", "SW_THERMAL_SLOWDOWN"],
+    }]);
+    assert_eq!(report["cuda"]["nvml"], facts);
+    doctor(&[]).out("NVIDIA driver 580.00.01, CUDA 13.0").out(
+        "00000000:00:00.0, prunectl emulated device, 3.0 GiB free, 1110 of 1980 MHz, memory 2220 MHz, 123 of 300 W, 45 C, \
+         held by SW_POWER_CAP, SW_THERMAL_SLOWDOWN",
+    );
+    records(&dir, 2, 9);
+    scan(&dir, "llama", "gpu", &["--device", "cuda"]).code(0);
+    scan(&dir, "llama", "cpu", &["--device", "cpu"]).code(0);
+    let (on_gpu, on_cpu) = (scan_json(&dir, "gpu"), scan_json(&dir, "cpu"));
+    assert_eq!(on_gpu["energy_joules"], 0.5, "two rounds, asked before and after each");
+    assert_eq!(on_cpu.get("energy_joules"), None);
 }
 
 #[test]

@@ -16,9 +16,8 @@ fn with_tokenizer(dir: &Dir) -> std::path::PathBuf {
     dir.path().join("model")
 }
 
-/// The fixtures' own sequences, as data: the loss must be the one transformers computed.
-#[test]
-fn the_loss_equals_that_of_transformers() {
+/// The fixtures' own sequences, as data: the loss must be the one transformers computed, whole and without each layer.
+pub(crate) fn losses_equal_those_of_transformers(device: &str) {
     for name in ["llama", "llama-tied-llama3rope", "qwen2", "cohere", "cohere-qknorm"] {
         let dir = Dir::new();
         let bytes = std::fs::read(fixture(name).join("expected.safetensors")).unwrap();
@@ -38,19 +37,31 @@ fn the_loss_equals_that_of_transformers() {
             .collect();
         dir.write("data.jsonl", lines.concat());
         let loss = |tensor: &str| f64::from(f32::from_le_bytes(file.tensor(tensor).unwrap().data().try_into().unwrap()));
+        let report = |args: &[&str]| {
+            let args = [&["--data", "data.jsonl", "--json", "--device", device], args].concat();
+            let report = eval(&dir, fixture(name), &args).code(0).json();
+            assert!(report["device"].as_str().unwrap().starts_with(device), "{report}");
+            report
+        };
         let check = |args: &[&str], expected: f64| {
-            let report =
-                eval(&dir, fixture(name), &[&["--data", "data.jsonl", "--dtype", "f32", "--json"], args].concat()).code(0).json();
+            let report = report(&[&["--dtype", "f32"], args].concat());
             let nll = report["nll"].as_f64().unwrap();
             assert!((nll - expected).abs() <= 1e-5 * expected, "{name} {args:?}: {nll} instead of {expected}");
             assert!((report["ppl"].as_f64().unwrap() - nll.exp()).abs() < 1e-9 * nll.exp());
         };
         check(&[], loss("loss"));
-        check(&["--skip", "2"], loss("skip.2.loss"));
+        for layer in ["0", "1", "2", "3"] {
+            check(&["--skip", layer], loss(&format!("skip.{layer}.loss")));
+        }
         // bf16 rounds operands to 8 bits: the loss moves in the third digit at most.
-        let bf16 = eval(&dir, fixture(name), &["--data", "data.jsonl", "--dtype", "bf16", "--json"]).code(0).json();
+        let bf16 = report(&["--dtype", "bf16"]);
         assert!((bf16["nll"].as_f64().unwrap() - loss("loss")).abs() < 0.02 * loss("loss"), "{name}: {bf16}");
     }
+}
+
+#[test]
+fn the_loss_equals_that_of_transformers() {
+    losses_equal_those_of_transformers("cpu");
 }
 
 #[test]

@@ -200,7 +200,7 @@ fn generated_tokens_equal_the_cpus_and_do_not_depend_on_the_batch() {
     let common: Vec<u32> = (0..37).map(|i| 5 + i * 7 % 250).collect();
     let prompts: Vec<Vec<u32>> = [&[9, 8, 7][..], &[200], &[11; 20]].iter().map(|t| [&common, *t].concat()).collect();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    for name in ["llama", "cohere"] {
+    for name in NAMES {
         let expected = generations(&on_cpu(name), &prompts, 256);
         assert_eq!(generations(&on_gpu(name, Dtype::F32, Residency::Resident), &prompts, 256), expected, "{name}");
         let bf16 = on_gpu(name, Dtype::Bf16, Residency::Resident);

@@ -1,6 +1,6 @@
 //! What NVML tells about the GPUs: figures for reports and for `doctor`, never needed to compute.
 
-use super::driver::{self, EMULATED};
+use super::driver;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::{Device, Nvml};
@@ -69,12 +69,9 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// The GPU that the driver describes; `None` where NVML is missing or does not know it. The emulated one draws no power.
+    /// The GPU that the driver describes; `None` where NVML is missing or does not know it.
     #[must_use]
     pub fn open(gpu: &driver::Facts) -> Option<Self> {
-        if gpu.name == EMULATED {
-            return None;
-        }
         let meter = Self { nvml: Nvml::init().ok()?, bus_id: gpu.bus_id.clone() };
         meter.gpu().is_some().then_some(meter)
     }

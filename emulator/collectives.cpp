@@ -19,6 +19,8 @@ const char* name(Collective kind) {
             return "ldmatrix";
         case Collective::Mma:
             return "mma.sync";
+        case Collective::Setmaxnreg:
+            return "setmaxnreg";
     }
     return "?";
 }
@@ -142,7 +144,7 @@ void warp_collective(Collective kind, uint32_t mask, Combine combine, void* argu
     if ((mask & bit) == 0) {
         fail("bad mask", "%s at %s:%d: lane %u is not in its own mask %08x", name(kind), file, site.line, me.lane, mask);
     }
-    if (const bool whole = kind == Collective::Ldmatrix || kind == Collective::Mma; whole && warp.present != ~0u) {
+    if (const bool whole = kind >= Collective::Ldmatrix; whole && warp.present != ~0u) {
         fail("partial warp", "%s at %s:%d in a warp of fewer than 32 threads", name(kind), file, site.line);
     }
     mask &= warp.present;

@@ -67,6 +67,8 @@ void enqueue(Block& block, Thread& thread, bool front) {
         if (t.exited) {
             ++exited;
         } else {
+            // The report's thread is one that waits.
+            current = places.empty() ? &block.threads[i] : current;
             places[std::string(t.waiting) + " at " + base_name(t.site.file) + ":" + std::to_string(t.site.line)].push_back(
                 i);
         }

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <set>
 #include <thread>
 
 #include "checker.h"
@@ -235,6 +236,18 @@ std::string check_fences(const Kernel& kernel, void** arguments) {
     return {};
 }
 
+// Each kernel's name once a process; several processes may write at a time.
+void tell_that_it_ran(const Kernel& kernel) {
+    static std::set<const Kernel*> told;
+    if (options().ran == nullptr || !told.insert(&kernel).second) {
+        return;
+    }
+    if (FILE* file = std::fopen(options().ran, "a")) {
+        std::fputs((std::string(kernel.name) + "\n").c_str(), file);
+        std::fclose(file);
+    }
+}
+
 }  // namespace
 
 void register_kernel(const Kernel& kernel) {
@@ -295,6 +308,7 @@ std::string run_launch(const Kernel& kernel, dim3 grid, dim3 block, unsigned sha
         return problem;
     }
     Launch launch;
+    tell_that_it_ran(kernel);
     launch.kernel = &kernel;
     launch.grid = grid;
     launch.block = block;

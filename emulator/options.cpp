@@ -56,6 +56,7 @@ Options read() {
     constexpr Options::Capability capabilities[] = {{9, 0, 227 << 10}, {8, 0, 163 << 10}, {8, 6, 99 << 10}};
     o.capability = capabilities[choice("PRUNECTL_EMULATOR_COMPUTE_CAPABILITY", {"9.0", "8.0", "8.6"})];
     o.memory = static_cast<size_t>(number("PRUNECTL_EMULATOR_MEMORY", uint64_t{4} << 30));
+    o.ran = std::getenv("PRUNECTL_EMULATOR_RAN");
     return o;
 }
 

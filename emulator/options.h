@@ -20,6 +20,7 @@ struct Options {
     enum class Streams { Random, Lazy, Eager } streams;
     int workers;    // threads of the operating system that run blocks
     size_t memory;  // bytes of the device
+    const char* ran;  // a file for the names of kernels that run, or null
     // What it claims to be: major and minor, and bytes of shared memory a block may have there.
     struct Capability {
         int major, minor;

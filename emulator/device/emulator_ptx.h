@@ -7,17 +7,11 @@
 
 inline uint32_t smem_u32(const void* pointer) { return ::emu::shared_offset(pointer); }
 
-inline uint4 load_streaming(const void* source) { return *static_cast<const uint4*>(source); }
-inline void store_streaming(void* destination, uint4 v) { *static_cast<uint4*>(destination) = v; }
-
 inline float exp2_approx(float x) {
     const float y = exp2f(x);
     return y < FLT_MIN ? 0.0f : y;
 }
 
-inline uint32_t atomic_add_acq_rel(uint32_t* counter, uint32_t value) {
-    return ::emu::atomic32(::emu::Atomic::Add, counter, value, 0, ::emu::Order::AcquireRelease);
-}
 inline uint32_t atomic_inc_acq_rel(uint32_t* counter, uint32_t limit) {
     return ::emu::atomic32(::emu::Atomic::Increment, counter, limit, 0, ::emu::Order::AcquireRelease);
 }
@@ -93,12 +87,14 @@ inline void tma_load_2d(void* destination, const TensorMap* map, int column, int
     ::emu::tma_load(destination, map, column, row, barrier, site);
 }
 template <int REGISTERS>
-inline void setmaxnreg_dec() {
+inline void setmaxnreg_dec(::emu::Site site = ::emu::Site::here()) {
     static_assert(REGISTERS >= 24 && REGISTERS <= 256 && REGISTERS % 8 == 0);
+    ::emu::warp_collective(::emu::Collective::Setmaxnreg, ~0u, nullptr, nullptr, site);
 }
 template <int REGISTERS>
-inline void setmaxnreg_inc() {
+inline void setmaxnreg_inc(::emu::Site site = ::emu::Site::here()) {
     static_assert(REGISTERS >= 24 && REGISTERS <= 256 && REGISTERS % 8 == 0);
+    ::emu::warp_collective(::emu::Collective::Setmaxnreg, ~0u, nullptr, nullptr, site);
 }
 
 inline void wgmma_fence() {}

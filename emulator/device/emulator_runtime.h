@@ -37,7 +37,7 @@ extern __thread Position* current __attribute__((tls_model("initial-exec")));
 
 // Runs when the last lane has arrived: argument[i] is lane i's, or null where it takes no part.
 using Combine = void (*)(void** argument);
-enum class Collective : uint8_t { Syncwarp, Shuffle, Vote, Ldmatrix, Mma };
+enum class Collective : uint8_t { Syncwarp, Shuffle, Vote, Ldmatrix, Mma, Setmaxnreg };
 
 void warp_collective(Collective kind, uint32_t mask, Combine combine, void* argument, Site site);
 void block_barrier(Site site);

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Prints what the probes of probes.cu give, a line each: name, parameters, the output's words in base 16, a digest for long ones.
+"""Prints what the probes of probes.cu give: a line that says on what, then a line each: name, parameters, the output's words in
+base 16, a digest for long ones.
 
 usage: probe.py LIBCUDA [FATBIN]
 
@@ -47,21 +48,33 @@ def show(name, words):
 
 
 call("cuInit", 0)
+name, version = ctypes.create_string_buffer(100), ctypes.c_int()
+call("cuDeviceGetName", name, 100, 0)
+call("cuDriverGetVersion", ctypes.byref(version))
+print(f"# Origin: {name.value.decode()}, CUDA {version.value // 1000}.{version.value % 1000 // 10}")
 context, module = ctypes.c_void_p(), ctypes.c_void_p()
 call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
 call("cuCtxSetCurrent", context)
 call("cuModuleLoadData", ctypes.byref(module), image)
 u32 = ctypes.c_uint32
+show("exp2", launch("probe_exp2", 160, 0, 160, [None]))
+show("counter", launch("probe_counter", 64, 0, 65, [None]))
+show("named barrier", launch("probe_named_barrier", 64, 0, 32, [None]))
 for p in (0, 1):
     show(f"ldmatrix{'.trans' if p else ''}", launch("probe_ldmatrix", 32, 512, 192, [None, u32(p)]))
 for p in (0, 1):
     show(f"mma.m16n8k16 {p}", launch("probe_mma", 32, 0, 128, [None, u32(p)]))
+show("mma tile", launch("probe_mma_tile", 32, 0, 512, [None]))
+show("setmaxnreg", launch("probe_registers", 256, 0, 256, [None]))
+show("mbarrier", launch("probe_mbarrier", 64, 264, 64, [None]))
 
 # A tensor of 100 rows of 136 elements of 16 bits; boxes inside, over the edges, and beginning before it.
 tensor = ctypes.c_uint64()
 call("cuMemAlloc_v2", ctypes.byref(tensor), ctypes.c_size_t(100 * 136 * 2))
 numbers = (ctypes.c_uint16 * (100 * 136))(*[i & 0xFFFF for i in range(100 * 136)])
 call("cuMemcpyHtoD_v2", tensor, numbers, ctypes.c_size_t(100 * 136 * 2))
+for p in (0, 1):
+    show(f"cp.async{' zfill' if p else ''}", launch("probe_cp_async", 32, 512, 128, [None, tensor, u32(p)]))
 for swizzle, width in ((0, 64), (1, 16), (2, 32), (3, 64)):
     # struct CUtensorMap wants 64-byte alignment.
     room = ctypes.create_string_buffer(128 + 64)

@@ -69,9 +69,9 @@ FAULT(register_unset) {
 }
 FAULT(two_barriers) {
     if (threadIdx.x % 2 == 0) {
-        __syncthreads();
+        __syncthreads();  // of even threads
     } else {
-        __syncthreads();
+        __syncthreads();  // of odd threads
     }
     out[threadIdx.x] = 0.0f;
 }
@@ -172,6 +172,50 @@ FAULT(last_block) { grid_sum<true, true>(out, in); }
 FAULT(last_block_without_barrier) { grid_sum<false, true>(out, in); }
 FAULT(last_block_relaxed) { grid_sum<true, false>(out, in); }
 
+// What a block wrote, read by those that see its flag.
+template <bool ACQUIRE>
+__device__ __forceinline__ void read_flagged(float* out, const float* in) {
+    SHARED_ARRAY(uint32_t, seen, 1);
+    auto* flags = reinterpret_cast<uint32_t*>(out);
+    float *values = out + 8, *sums = values + gridDim.x * blockDim.x;
+    values[blockIdx.x * blockDim.x + threadIdx.x] = in[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        store_release(flags + blockIdx.x, 1);
+    }
+    float sum = 0.0f;
+    for (uint32_t block = 0; block < gridDim.x; ++block) {
+        if (threadIdx.x == 0) {
+            seen[0] = ACQUIRE ? load_acquire(flags + block) : atomicAdd(flags + block, 0u);
+        }
+        __syncthreads();
+        if (seen[0] == 1) {
+            sum += values[block * blockDim.x + (threadIdx.x + 1) % blockDim.x];
+        }
+        __syncthreads();
+    }
+    sums[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+FAULT(flagged) { read_flagged<true>(out, in); }
+FAULT(flagged_relaxed) { read_flagged<false>(out, in); }
+
+// One thread's fault, by which the places in reports are known.
+FAULT(one_thread_behind) {
+    if (blockIdx.x == 2 && threadIdx.x == 7) {
+        out[n] = in[0];
+    }
+}
+FAULT(one_thread_waits) {
+    if (blockIdx.x == 2 && threadIdx.x == 7) {
+        bar_sync(1, 64);  // by one
+    }
+}
+FAULT(one_thread_astray) {
+    if (blockIdx.x == 2 && threadIdx.x == 7) {
+        out[0] = *reinterpret_cast<const volatile float*>(static_cast<uintptr_t>(n));
+    }
+}
+
 // ---- cp.async
 
 template <int WAIT, bool BARRIER>
@@ -224,6 +268,20 @@ FAULT(mma_by_half_a_warp) {
         mma_m16n8k16_bf16(d, a, 0, 0);
     }
     out[threadIdx.x] = d[0];
+}
+FAULT(registers_moved) {  // right: a warpgroup's registers for another's
+    if (threadIdx.x < 128) {
+        setmaxnreg_dec<40>();
+    } else {
+        setmaxnreg_inc<232>();
+    }
+    out[threadIdx.x] = in[threadIdx.x];
+}
+FAULT(registers_by_half_a_warp) {
+    if (threadIdx.x % 32 < 16) {
+        setmaxnreg_dec<40>();
+    }
+    out[threadIdx.x] = in[threadIdx.x];
 }
 
 // ---- mbarrier, TMA, wgmma. Right: D = A * B of [64, 64] each, small whole numbers, by one warpgroup.

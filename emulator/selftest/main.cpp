@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <string>
 #include <vector>
@@ -110,9 +111,10 @@ std::string outcome(const char* name, unsigned grid, unsigned block, unsigned sh
     const Device device;
     Pointer out = device.memory(out_floats), in = device.numbers(N);
     unsigned n = N;
-    if (std::string(name).rfind("last_block", 0) == 0) {
-        const unsigned zero = 0;
-        cuMemcpyHtoD_v2(out, &zero, 4);
+    const std::string kernel = name;
+    if (kernel.rfind("last_block", 0) == 0 || kernel.rfind("flagged", 0) == 0) {
+        const unsigned zeros[8] = {};
+        cuMemcpyHtoD_v2(out, zeros, sizeof(zeros));
     }
     int status = launch(device.kernel(name), grid, block, shared, nullptr, {&out, &in, &n});
     status = status != 0 ? status : cuCtxSynchronize();
@@ -164,6 +166,8 @@ const Fault FAULTS[] = {
     // Unchecked, it depends on how two of the host's threads meet.
     {"last_block_without_barrier", "|NaN", "[global race]", 5, N, 0, 1 + 5 * N},
     {"last_block_relaxed", "", "[global race]", 5, N, 0, 1 + 5 * N},
+    {"flagged", "", "", 5, N, 0, 8 + 10 * N},
+    {"flagged_relaxed", "", "[global race]", 5, N, 0, 8 + 10 * N},
     {"async_copy", "", "", 1, N, 8192},
     {"async_copy_wait_too_weak", "NaN", "[async]", 1, N, 8192},
     {"async_copy_without_barrier", "NaN", "[async]|[shared race]|[uninitialised]", 1, N, 8192},
@@ -172,6 +176,8 @@ const Fault FAULTS[] = {
     {"async_copy_behind", "[global oob]", "[global oob]", 1, N, 4096},
     {"ldmatrix_misaligned", "[misaligned]", "[misaligned]", 1, 32, 1024},
     {"mma_by_half_a_warp", "[exited lane]|[bad mask]", "[exited lane]|[bad mask]", 1, 32},
+    {"registers_moved", "", ""},
+    {"registers_by_half_a_warp", "[exited lane]|[bad mask]", "[exited lane]|[bad mask]"},
     {"mbarrier_not_initialised", "[mbarrier]", "[mbarrier]", 1, 32, 1024},
     {"mbarrier_wrong_parity", "[deadlock]", "[deadlock]", 1, 64, 1024},
     {"product", "", "", 1, 128, 16384, 4096},
@@ -191,6 +197,50 @@ void check_fault(const Fault& fault, bool checked) {
         start = end + 1;
     }
     demand(matches, "expected '" + expected + "', found '" + found + "'");
+}
+
+// The line of faults.cu that holds `text`, of which there has to be one, as reports write it.
+std::string place(const std::string& text) {
+    std::ifstream source("emulator/selftest/faults.cu");
+    std::string line, found;
+    for (int number = 1; std::getline(source, line); ++number) {
+        if (line.find(text) != std::string::npos) {
+            demand(found.empty(), "'" + text + "' stands twice in faults.cu");
+            found = "faults.cu:" + std::to_string(number);
+        }
+    }
+    demand(!found.empty(), "'" + text + "' is not in faults.cu");
+    return found;
+}
+
+// A report and what has to stand in it: kernel, block and thread, and places in the source by what their lines hold.
+struct Report {
+    const char* kernel;
+    unsigned grid;
+    bool fast, checked;  // the modes that make it
+    std::vector<std::string> parts, lines;
+};
+
+const Report REPORTS[] = {
+    {"one_thread_waits", 3, true, true,
+     {"[deadlock] kernel one_thread_waits block (2, 0, 0) thread (7, 0, 0): ", "1 thread(s) wait for bar.sync at ", " (threads 7 to 7); 255 returned"},
+     {"bar_sync(1, 64);  // by one"}},
+    {"two_barriers", 1, true, true,
+     {"[divergent barrier] kernel two_barriers block (0, 0, 0) thread ("}, {"// of even threads", "// of odd threads"}},
+    {"one_thread_astray", 3, true, false, {"[crash] kernel one_thread_astray block (2, 0, 0) thread (7, 0, 0)"}, {}},
+    {"one_thread_behind", 3, false, true,
+     {"[global oob] kernel one_thread_behind block (2, 0, 0) thread (7, 0, 0)"}, {"out[n] = in[0];"}},
+};
+
+void check_report(const Report& report) {
+    const std::string found = outcome(report.kernel, report.grid, N, 0, N);
+    std::vector<std::string> parts = report.parts;
+    for (const std::string& line : report.lines) {
+        parts.push_back(place(line));
+    }
+    for (const std::string& part : parts) {
+        demand(found.find(part) != std::string::npos, "no '" + part + "' in '" + found + "'");
+    }
 }
 
 // ---- Values of the right kernels
@@ -398,6 +448,11 @@ int main(int argc, char** argv) {
     const bool checked = argc > 1 && std::strcmp(argv[1], "checked") == 0;
     for (const Fault& fault : FAULTS) {
         expect(fault.kernel, [&] { check_fault(fault, checked); });
+    }
+    for (const Report& report : REPORTS) {
+        if (checked ? report.checked : report.fast) {
+            expect(std::string("the report of ") + report.kernel, [&] { check_report(report); });
+        }
     }
     for (const char* name : {"product", "product_mn_major"}) {
         expect(std::string("values of ") + name, [&] { product_is_right(name); });

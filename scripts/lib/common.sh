@@ -61,6 +61,18 @@ need() {
     command -v "$1" >/dev/null || fail "$1 is not installed" "$2"
 }
 
+# find_nvcc: the nvcc to compile with, as build.rs looks for it.
+find_nvcc() {
+    local candidate
+    for candidate in "${NVCC:-}" "$(command -v nvcc || true)" target/cuda-toolchain/lib/python3*/site-packages/nvidia/cu13/bin/nvcc; do
+        if [ -x "$candidate" ]; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "there is no nvcc" "run scripts/cuda-toolchain"
+}
+
 # fresh OUTPUT INPUT...: true where OUTPUT exists and is no older than any INPUT.
 fresh() {
     local output=$1 input

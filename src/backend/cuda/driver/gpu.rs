@@ -441,3 +441,46 @@ pub(in crate::backend) fn no_kernels() -> Error {
         help: Some("run scripts/cuda-toolchain and build again, or use --device cpu".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::driver::devices;
+    use bytemuck::Zeroable;
+
+    /// Named and laid out as kernels/rms_norm.cu has it.
+    #[derive(Debug, Clone, Copy, NoUninit, Zeroable)]
+    #[repr(C)]
+    struct RmsNormSizes([u32; 3]);
+
+    #[derive(Debug, Clone, Copy, NoUninit, Zeroable)]
+    #[repr(C)]
+    struct OtherSizes([u32; 3]);
+
+    #[test]
+    fn a_launch_whose_types_are_not_the_kernels_is_refused() {
+        if kernels::CUDA_KERNELS.is_none() || !devices().is_ok_and(|found| !found.is_empty()) {
+            assert!(std::env::var_os("PRUNECTL_TEST_DEVICE").is_none(), "PRUNECTL_TEST_DEVICE is set, and there is no GPU");
+            return;
+        }
+        let gpu = Gpu::open(0).unwrap();
+        let (mut y, x) = (gpu.allocate(256).unwrap(), gpu.allocate(256).unwrap());
+        let kernel = kernels::RMS_NORM_BF16_F32;
+        let geometry = Geometry::row(1, 32);
+        let read = || Argument::read(&x, Element::F32);
+        let mut refused = |arguments: &dyn Fn(Argument<'_>) -> Result<()>, words: &str| {
+            let error = arguments(Argument::write(&mut y, Element::Bf16)).unwrap_err().to_string();
+            assert_eq!(error, format!("kernel rms_norm_bf16_f32 takes ({}), not ({words})", kernel.parameters));
+        };
+        let sizes = RmsNormSizes::zeroed();
+        refused(
+            &|y| gpu.launch(kernel, geometry, &[read(), y, read()], sizes),
+            "const float*, bf16*, const float*, RmsNormSizes",
+        );
+        refused(&|y| gpu.launch(kernel, geometry, &[y, read()], sizes), "bf16*, const float*, RmsNormSizes");
+        refused(
+            &|y| gpu.launch(kernel, geometry, &[y, read(), read()], OtherSizes::zeroed()),
+            "bf16*, const float*, const float*, OtherSizes",
+        );
+    }
+}

@@ -40,30 +40,77 @@ struct Part<'a> {
     d: Vec<[&'a mut [f32]; 3]>,
 }
 
-/// `rows` of a column range of a tensor as the panels of their transpose: [ceil(rows / 32)][width][32].
-fn key_panels(x: &Tensor, first_row: usize, rows: usize, column: usize, width: usize, out: &mut [Line]) {
-    for (panel, out) in out.chunks_exact_mut(width * PANEL_LINES).enumerate() {
-        out.fill(Line([0.0; LANES]));
-        let start = panel * PANEL;
-        for j in 0..(rows - start).min(PANEL) {
-            let x = &x.row(first_row + start + j)[column..][..width];
-            for (line, &x) in out[j / LANES..].iter_mut().step_by(PANEL_LINES).zip(x) {
-                line.0[j % LANES] = x;
+/// Up to sixteen values as words, zeros behind them.
+#[inline(always)]
+fn words_of<S: Simd>(s: S, x: &[f32]) -> [u32; LANES] {
+    let mut floats = [0.0; LANES];
+    s.store(s.load_part(x, 0.0), &mut floats);
+    floats.map(f32::to_bits)
+}
+
+/// A head's columns of some rows.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    x: &'a Tensor,
+    first_row: usize,
+    rows: usize,
+    column: usize,
+    head_dim: usize,
+}
+
+impl<'a> Head<'a> {
+    #[inline(always)]
+    fn row(self, row: usize) -> &'a [f32] {
+        &self.x.row(self.first_row + row)[self.column..][..self.head_dim]
+    }
+
+    /// As the panels of the transpose: [ceil(rows / 32)][head_dim][32].
+    #[inline(always)]
+    fn transposed_panels<S: Simd>(self, s: S, out: &mut [Line]) {
+        for (panel, out) in out.chunks_exact_mut(self.head_dim * PANEL_LINES).enumerate() {
+            for (block, out) in out.chunks_mut(LANES * PANEL_LINES).enumerate() {
+                let columns = block * LANES..((block + 1) * LANES).min(self.head_dim);
+                for half in 0..PANEL_LINES {
+                    let mut square = [[0; LANES]; LANES];
+                    for (words, row) in square.iter_mut().zip(panel * PANEL + half * LANES..self.rows) {
+                        *words = words_of(s, &self.row(row)[columns.clone()]);
+                    }
+                    s.transpose(&mut square);
+                    for (line, words) in out[half..].iter_mut().step_by(PANEL_LINES).zip(square) {
+                        line.0 = words.map(f32::from_bits);
+                    }
+                }
             }
         }
     }
-}
 
-/// `rows` of a column range of a tensor as panels: [ceil(width / 32)][depth][32], zeros behind the last row.
-fn row_panels(x: &Tensor, first_row: usize, rows: usize, column: usize, width: usize, depth: usize, out: &mut [Line]) {
-    for (panel, out) in out.chunks_exact_mut(depth * PANEL_LINES).enumerate() {
-        let columns = panel * PANEL..((panel + 1) * PANEL).min(width);
-        for (row, out) in out.chunks_exact_mut(PANEL_LINES).enumerate() {
-            out.fill(Line([0.0; LANES]));
-            if row < rows {
-                let x = &x.row(first_row + row)[column..][columns.clone()];
-                for (out, x) in out.iter_mut().zip(x.chunks(LANES)) {
-                    out.0[..x.len()].copy_from_slice(x);
+    /// As panels: [ceil(head_dim / 32)][depth][32], zeros behind the last row.
+    #[inline(always)]
+    fn panels<S: Simd>(self, s: S, depth: usize, out: &mut [Line]) {
+        for (panel, out) in out.chunks_exact_mut(depth * PANEL_LINES).enumerate() {
+            let columns = panel * PANEL..((panel + 1) * PANEL).min(self.head_dim);
+            for (row, out) in out.chunks_exact_mut(PANEL_LINES).enumerate() {
+                let x = if row < self.rows { &self.row(row)[columns.clone()] } else { &[] };
+                for (half, out) in out.iter_mut().enumerate() {
+                    let part = (half * LANES).min(x.len())..((half + 1) * LANES).min(x.len());
+                    s.store(s.load_part(&x[part], 0.0), &mut out.0);
+                }
+            }
+        }
+    }
+
+    /// Packed for the micro-kernels.
+    #[inline(always)]
+    fn pack<S: Simd>(self, s: S, out: &mut [PairLine]) {
+        let lines = Form::F32.lines(self.head_dim);
+        let blocks = self.rows.div_ceil(Form::F32.block_rows::<S>());
+        for block in 0..blocks {
+            let range = share(self.rows, blocks, block);
+            let height = range.len();
+            let out = &mut out[range.start * lines..range.end * lines];
+            for (r, row) in range.enumerate() {
+                for (out, x) in out[r..].iter_mut().step_by(height).zip(self.row(row).chunks(LANES)) {
+                    out.0 = words_of(s, x);
                 }
             }
         }
@@ -72,8 +119,8 @@ fn row_panels(x: &Tensor, first_row: usize, rows: usize, column: usize, width: u
 
 /// The columns `0..outputs` of x ([depth][stride] lines) as packed rows for the micro-kernels.
 #[inline(always)]
-fn pack_columns<S: Simd>(x: &[Line], stride: usize, outputs: usize, depth: usize, out: &mut [PairLine]) {
-    let x: &[u32] = cast_slice(x);
+fn pack_columns<S: Simd>(s: S, x: &[Line], stride: usize, outputs: usize, depth: usize, out: &mut [PairLine]) {
+    let x: &[f32] = cast_slice(x);
     let lines = Form::F32.lines(depth);
     let blocks = outputs.div_ceil(Form::F32.block_rows::<S>());
     for (line, x) in x.chunks(LANES * stride * LANES).enumerate() {
@@ -81,14 +128,12 @@ fn pack_columns<S: Simd>(x: &[Line], stride: usize, outputs: usize, depth: usize
             let range = share(outputs, blocks, block);
             let mut square = [[0; LANES]; LANES];
             for (words, x) in square.iter_mut().zip(x.chunks_exact(stride * LANES)) {
-                words.iter_mut().zip(&x[range.clone()]).for_each(|(word, x)| *word = *x);
+                let x = &x[range.start..];
+                *words = words_of(s, &x[..x.len().min(LANES)]);
             }
+            s.transpose(&mut square);
             let out = &mut out[range.start * lines + line * range.len()..][..range.len()];
-            for (r, out) in out.iter_mut().enumerate() {
-                for (out, words) in out.0.iter_mut().zip(&square) {
-                    *out = words[r];
-                }
-            }
+            out.iter_mut().zip(square).for_each(|(out, words)| out.0 = words);
         }
     }
 }
@@ -232,9 +277,10 @@ impl Kernel for Part<'_> {
         let (scores, lines) = lines.split_at_mut(block_scores);
         let (products, lines) = lines.split_at_mut(block_scores);
         let (tile, d_q) = lines.split_at_mut(tile_lines);
-        key_panels(qkv, first_row, rows, key_column, head_dim, k_transposed);
-        key_panels(qkv, first_row, rows, value_column, head_dim, v_transposed);
-        row_panels(qkv, first_row, rows, key_column, head_dim, stored, k_rows);
+        let keys = Head { x: qkv, first_row, rows, column: key_column, head_dim };
+        keys.transposed_panels(s, k_transposed);
+        keys.panels(s, stored, k_rows);
+        Head { column: value_column, ..keys }.transposed_panels(s, v_transposed);
         d_k.fill(Line([0.0; LANES]));
         d_v.fill(Line([0.0; LANES]));
         let mut values = [0.0; BLOCK];
@@ -246,12 +292,15 @@ impl Kernel for Part<'_> {
             for head in 0..group {
                 let column = (kv_head * group + head) * head_dim;
                 let row = first_row + first;
-                pack_head::<S>(qkv, row, count, column, head_dim, packed_q);
-                pack_head::<S>(d_y, row, count, column, head_dim, packed_d_y);
-                row_panels(qkv, row, count, column, head_dim, count, &mut q_rows[..col_count * count * PANEL_LINES]);
-                row_panels(d_y, row, count, column, head_dim, count, &mut d_y_rows[..col_count * count * PANEL_LINES]);
+                let query = Head { x: qkv, first_row: row, rows: count, column, head_dim };
+                let gradient = Head { x: d_y, ..query };
+                query.pack(s, packed_q);
+                gradient.pack(s, packed_d_y);
+                query.panels(s, count, &mut q_rows[..col_count * count * PANEL_LINES]);
+                gradient.panels(s, count, &mut d_y_rows[..col_count * count * PANEL_LINES]);
+                let output = Head { x: y, ..query };
                 for (i, value) in values[..count].iter_mut().enumerate() {
-                    *value = dot(s, &y.row(row + i)[column..][..head_dim], &d_y.row(row + i)[column..][..head_dim]);
+                    *value = dot(s, output.row(i), gradient.row(i));
                 }
                 let depth = head_dim * PANEL_LINES;
                 let keys = Panels { lines: &k_transposed[..panels * depth], stored: head_dim, depth: head_dim };
@@ -271,51 +320,30 @@ impl Kernel for Part<'_> {
                 let all_keys = Panels { lines: k_rows, stored, depth: stride * LANES };
                 product(s, isa, out, count, all_keys, false, (&mut *tile, &mut *d_q));
                 for (d_q, d) in d_q.chunks_exact(col_count * PANEL_LINES).zip(&mut self.d[first..]) {
-                    copy_lines(d_q, &mut d[0][head * head_dim..][..head_dim]);
+                    copy_lines(s, d_q, &mut d[0][head * head_dim..][..head_dim]);
                 }
                 let gradient = seen * col_count * PANEL_LINES;
                 let queries = Panels { lines: &q_rows[..col_count * count * PANEL_LINES], stored: count, depth: count };
                 let d_y_panels = Panels { lines: &d_y_rows[..col_count * count * PANEL_LINES], ..queries };
-                pack_columns::<S>(products, stride, seen, count, packed);
+                pack_columns(s, products, stride, seen, count, packed);
                 product(s, isa, packed, seen, queries, true, (&mut *tile, &mut d_k[..gradient]));
-                pack_columns::<S>(scores, stride, seen, count, packed);
+                pack_columns(s, scores, stride, seen, count, packed);
                 product(s, isa, packed, seen, d_y_panels, true, (&mut *tile, &mut d_v[..gradient]));
             }
         }
         let width = col_count * PANEL_LINES;
         for ((d, d_k), d_v) in self.d.iter_mut().zip(d_k.chunks_exact(width)).zip(d_v.chunks_exact(width)) {
-            copy_lines(d_k, d[1]);
-            copy_lines(d_v, d[2]);
-        }
-    }
-}
-
-/// A head's columns of some rows, packed for the micro-kernels.
-#[inline(always)]
-fn pack_head<S: Simd>(x: &Tensor, first_row: usize, rows: usize, column: usize, width: usize, out: &mut [PairLine]) {
-    let lines = Form::F32.lines(width);
-    let blocks = rows.div_ceil(Form::F32.block_rows::<S>());
-    for block in 0..blocks {
-        let range = share(rows, blocks, block);
-        let height = range.len();
-        let out = &mut out[range.start * lines..range.end * lines];
-        for (r, row) in range.enumerate() {
-            let x = &x.row(first_row + row)[column..][..width];
-            for (out, x) in out[r..].iter_mut().step_by(height).zip(x.chunks(LANES)) {
-                out.0 = [0; LANES];
-                out.0.iter_mut().zip(x).for_each(|(out, x)| *out = x.to_bits());
-            }
+            copy_lines(s, d_k, d[1]);
+            copy_lines(s, d_v, d[2]);
         }
     }
 }
 
 /// The lines' values, as many as there is room for.
 #[inline(always)]
-fn copy_lines(lines: &[Line], out: &mut [f32]) {
+fn copy_lines<S: Simd>(s: S, lines: &[Line], out: &mut [f32]) {
     for (out, line) in out.chunks_mut(LANES).zip(lines) {
-        for (out, x) in out.iter_mut().zip(line.0) {
-            *out = x;
-        }
+        s.store_part(s.load(&line.0), out);
     }
 }
 

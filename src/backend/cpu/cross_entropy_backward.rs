@@ -17,8 +17,10 @@ use super::{CpuBackend, Matrix, Tensor, set_len};
 use crate::error::Result;
 use crate::ops::{CrossEntropyBackward, CrossEntropyBackwardArgs, Distillation, Shaped, Teacher, TokenLosses};
 
-/// Bytes of logits that exist at a time: so many rows of the largest vocabularies that the products still run at speed.
-const LOGITS_BYTES: usize = 64 << 20;
+/// Bytes of logits that exist at a time: so many rows of large vocabularies that the products still run at speed.
+const LOGITS_BYTES: usize = 16 << 20;
+/// The same where the head is trained, whose gradient is read and written once for so many rows.
+const LOGITS_BYTES_WITH_HEAD: usize = 64 << 20;
 
 /// Values whose sum is kept in f32.
 const CHUNK: usize = 256;
@@ -169,7 +171,8 @@ impl CrossEntropyBackward for CpuBackend {
         let loss = Loss { logit_scale, scale, temperature, mix };
         let teacher = distillation.as_ref().map(|Distillation { teacher, .. }| teacher);
         let sides = 1 + usize::from(matches!(teacher, Some(Teacher::States { .. })));
-        let at_once = (LOGITS_BYTES / (4 * vocab * sides)).clamp(16, rows.max(16)).min(rows);
+        let bytes = if d_head.is_some() { LOGITS_BYTES_WITH_HEAD } else { LOGITS_BYTES };
+        let at_once = (bytes / (4 * vocab * sides)).clamp(16, rows.max(16)).min(rows);
         let (mut logits, mut teacher_logits): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
         set_len(&mut logits, at_once * vocab, 0.0)?;
         set_len(&mut teacher_logits, (sides - 1) * at_once * vocab, 0.0)?;

@@ -3,7 +3,7 @@
 //! A page holds sixteen tokens. For each kv head: K transposed, [head_dim][16 tokens], so that sixteen scores are one vector;
 //! then V, [16 tokens][head_dim], rows padded to whole lines.
 
-use super::matrix::map_lines;
+use super::mapped::map_lines;
 use super::simd::{LANES, Line};
 use super::{CpuBackend, Tensor};
 use crate::error::{Error, Result};

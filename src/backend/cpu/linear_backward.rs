@@ -1,20 +1,24 @@
 //! Gradients of linear. d_x = d_y W is the forward product with the transposed panels. d_W = d_y^T x has the rows as its inner
-//! dimension. Packing x is copying slabs of 32 columns for the panels; d_y is turned round in squares of 16 x 16.
+//! dimension: the columns of one factor, in slabs of 32, are the panels; those of the other are turned round in squares of 16 x 16.
+//! That is d_y, or x where it has few columns; either way a sum goes through the rows in their order.
 
 use super::gemm::{Form, Multiply, Scratch, Take, as_tile, group_rows};
 use super::linear::Product;
-use super::matrix::{PANEL, Panel, round_bf16};
+use super::matrix::{PANEL, Panel};
 use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::{LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs, Shaped};
 use crate::tensor::Dtype;
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::cast_slice;
 use std::ops::Range;
 
 /// Rows whose products are summed before they are added to d_W: what is packed of them stays near.
 const ROWS_AT_ONCE: usize = 2048;
+
+/// Lines of a panel's 32 values.
+const PANEL_LINES: usize = PANEL / LANES;
 
 /// Columns of d_bias a task takes.
 const BIAS_COLUMNS: usize = 64;
@@ -68,30 +72,29 @@ impl Factors {
         }
     }
 
-    /// out\[i\] = the word of first\[i\] and, for pairs, second\[i\] of the next row, which may be missing.
+    /// The words of up to sixteen columns, from one row and, for pairs, the next, which may be missing.
     #[inline(always)]
-    fn pack(self, first: &[f32], second: &[f32], out: &mut [u32]) {
+    fn words<S: Simd>(self, s: S, first: &[f32], second: &[f32]) -> [u32; LANES] {
+        let part = |x: &[f32]| s.load_part(&x[..x.len().min(LANES)], 0.0);
+        let mut words = [0.0; LANES];
         match self {
-            Self::F32 => out.iter_mut().zip(first).for_each(|(out, a)| *out = a.to_bits()),
-            Self::Rounded => out.iter_mut().zip(first).for_each(|(out, a)| *out = round_bf16(*a)),
-            Self::Pairs if second.is_empty() => out.iter_mut().zip(first).for_each(|(out, a)| *out = round_bf16(*a) >> 16),
-            Self::Pairs => {
-                let both = first.iter().zip(second);
-                out.iter_mut().zip(both).for_each(|(out, (a, b))| *out = (round_bf16(*a) >> 16) | round_bf16(*b));
-            }
+            Self::F32 => s.store(part(first), &mut words),
+            Self::Rounded => s.store(s.round_bf16(part(first)), &mut words),
+            Self::Pairs => return s.pairs(part(first), part(second)),
         }
+        words.map(f32::to_bits)
     }
 }
 
-/// Panels of x: slabs of 32 columns.
+/// Panels of columns: slabs of 32.
 struct PackPanels<'a> {
     factors: Factors,
     /// [rows, cols].
     x: &'a [f32],
     cols: usize,
-    first_panel: usize,
+    columns: Range<usize>,
     /// [panel][words][32].
-    out: &'a mut [u32],
+    out: &'a mut [PairLine],
     words: usize,
 }
 
@@ -99,20 +102,66 @@ impl Kernel for PackPanels<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _s: S) {
-        let step = self.factors.rows_a_word();
-        let panels = self.out.len() / (PANEL * self.words);
-        for (k, rows) in self.x.chunks(step * self.cols).enumerate() {
-            let (first, second) = rows.split_at(self.cols);
-            for panel in 0..panels {
-                let columns = (self.first_panel + panel) * PANEL..((self.first_panel + panel + 1) * PANEL).min(self.cols);
-                let out = &mut self.out[(panel * self.words + k) * PANEL..][..PANEL];
-                let second = if second.is_empty() { second } else { &second[columns.clone()] };
-                self.factors.pack(&first[columns.clone()], second, out);
-                out[columns.len()..].fill(0);
+    fn run<S: Simd>(self, s: S) {
+        let Self { factors, x, cols, columns, out, words } = self;
+        for (k, rows) in x.chunks(factors.rows_a_word() * cols).enumerate() {
+            let (first, second) = rows.split_at(cols);
+            for (panel, start) in columns.clone().step_by(PANEL).enumerate() {
+                let out = &mut out[PANEL_LINES * (panel * words + k)..][..PANEL_LINES];
+                for (out, start) in out.iter_mut().zip((start..).step_by(LANES)) {
+                    let part = start.min(columns.end)..(start + LANES).min(columns.end);
+                    let second = if second.is_empty() { second } else { &second[part.clone()] };
+                    out.0 = factors.words(s, &first[part], second);
+                }
             }
         }
     }
+}
+
+/// Columns as packed rows: turned round in squares of 16 x 16.
+struct TurnColumns<'a> {
+    factors: Factors,
+    /// [rows, cols].
+    x: &'a [f32],
+    cols: usize,
+    columns: Range<usize>,
+    /// As [`PackRows`](super::gemm::PackRows) leaves them: `lines` for each of the columns.
+    out: &'a mut [PairLine],
+    lines: usize,
+}
+
+impl Kernel for TurnColumns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { factors, x, cols, columns, out, lines } = self;
+        let blocks = columns.len().div_ceil(factors.form().block_rows::<S>());
+        let step = factors.rows_a_word();
+        for (line, x) in x.chunks(LANES * step * cols).enumerate() {
+            for block in 0..blocks {
+                let range = share(columns.len(), blocks, block);
+                let mut square = [[0; LANES]; LANES];
+                for (words, rows) in square.iter_mut().zip(x.chunks(step * cols)) {
+                    let (first, second) = rows.split_at(cols);
+                    let second = if second.is_empty() { second } else { &second[columns.start + range.start..] };
+                    *words = factors.words(s, &first[columns.start + range.start..], second);
+                }
+                s.transpose(&mut square);
+                let out = &mut out[range.start * lines + line * range.len()..][..range.len()];
+                out.iter_mut().zip(square).for_each(|(out, words)| out.0 = words);
+            }
+        }
+    }
+}
+
+/// Packed columns as panels, [panel][words][32], by their index.
+#[inline(always)]
+fn panels_of(factors: Factors, packed: &[PairLine], words: usize) -> impl Iterator<Item = Panel<'_>> {
+    packed.chunks_exact(PANEL_LINES * words).map(move |panel| match factors {
+        Factors::F32 | Factors::Rounded => Panel::F32(cast_slice::<PairLine, Line>(panel).as_chunks().0),
+        Factors::Pairs => Panel::Bf16(panel.as_chunks().0),
+    })
 }
 
 /// A group of rows of d_W.
@@ -126,7 +175,7 @@ struct Part<'a> {
     d_y_cols: usize,
     first_col: usize,
     /// Packed x.
-    panels: &'a [u32],
+    panels: &'a [PairLine],
     words: usize,
     scale: f32,
 }
@@ -137,39 +186,16 @@ impl Kernel for Part<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { isa, factors, d_weight, inputs, d_y, d_y_cols, first_col, panels, words, scale } = self;
-        let form = factors.form();
         let rows = d_weight.len() / inputs;
         let lines = words.div_ceil(LANES);
-        let mut scratch = Scratch::lend(rows * lines, 2 * rows);
-        let (x, tile) = scratch.parts();
-        let blocks = rows.div_ceil(form.block_rows::<S>());
-        let step = factors.rows_a_word();
-        for (line, d_y) in d_y.chunks(LANES * step * d_y_cols).enumerate() {
-            for block in 0..blocks {
-                let range = share(rows, blocks, block);
-                let columns = first_col + range.start..first_col + range.end;
-                let mut square = [[0; LANES]; LANES];
-                for (words, d_y) in square.iter_mut().zip(d_y.chunks(step * d_y_cols)) {
-                    let (first, second) = d_y.split_at(d_y_cols);
-                    let second = if second.is_empty() { second } else { &second[columns.clone()] };
-                    factors.pack(&first[columns.clone()], second, words);
-                }
-                let out = &mut x[range.start * lines + line * range.len()..][..range.len()];
-                for (r, out) in out.iter_mut().enumerate() {
-                    for (out, words) in out.0.iter_mut().zip(&square) {
-                        *out = words[r];
-                    }
-                }
-            }
-        }
-        let multiply = Multiply { isa, form, x, rows };
+        let mut scratch = Scratch::lend(rows * lines, PANEL_LINES * rows);
+        let (turned, tile) = scratch.parts();
+        let columns = first_col..first_col + rows;
+        TurnColumns { factors, x: d_y, cols: d_y_cols, columns, out: &mut *turned, lines }.run(s);
+        let multiply = Multiply { isa, form: factors.form(), x: turned, rows };
         let tile = as_tile(tile);
         let mut gradient = Gradient { d_weight, inputs, columns: 0..0, scale };
-        for (index, panel) in panels.chunks_exact(PANEL * words).enumerate() {
-            let panel = match factors {
-                Factors::F32 | Factors::Rounded => Panel::F32(cast_slice::<u32, Line>(panel).as_chunks::<2>().0),
-                Factors::Pairs => Panel::Bf16(cast_slice::<u32, PairLine>(panel).as_chunks::<2>().0),
-            };
+        for (index, panel) in panels_of(factors, panels, words).enumerate() {
             gradient.columns = index * PANEL..((index + 1) * PANEL).min(inputs);
             multiply.panel(s, panel, tile, &mut gradient);
         }
@@ -206,6 +232,70 @@ impl Take for Gradient<'_> {
     }
 }
 
+/// A range of rows of d_W that has few columns: x is turned round, d_y gives the panels.
+struct NarrowPart<'a> {
+    isa: Isa,
+    factors: Factors,
+    /// Rows of d_W.
+    d_weight: &'a mut [f32],
+    inputs: usize,
+    /// Packed x, a row for each input.
+    x: &'a [PairLine],
+    d_y: &'a [f32],
+    d_y_cols: usize,
+    /// Of d_y, one for each row of d_W.
+    columns: Range<usize>,
+    words: usize,
+    scale: f32,
+}
+
+impl Kernel for NarrowPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { isa, factors, d_weight, inputs, x, d_y, d_y_cols, columns, words, scale } = self;
+        let panels = columns.len().div_ceil(PANEL);
+        let mut scratch = Scratch::lend(PANEL_LINES * words * panels, PANEL_LINES * inputs);
+        let (packed, tile) = scratch.parts();
+        // All panels at once: a panel's part of a row is two cache lines, and rows lie far apart.
+        PackPanels { factors, x: d_y, cols: d_y_cols, columns, out: &mut *packed, words }.run(s);
+        let tile = as_tile(tile);
+        let multiply = Multiply { isa, form: factors.form(), x, rows: inputs };
+        for (d_weight, panel) in d_weight.chunks_mut(PANEL * inputs).zip(panels_of(factors, packed, words)) {
+            multiply.panel(s, panel, tile, &mut StayInTile);
+            for (block, sums) in tile.chunks(LANES).enumerate() {
+                for (half, d_weight) in d_weight.chunks_mut(LANES * inputs).enumerate() {
+                    let mut square = [[0; LANES]; LANES];
+                    square.iter_mut().zip(sums).for_each(|(words, sums)| *words = sums[half].0.map(f32::to_bits));
+                    s.transpose(&mut square);
+                    for (d, sums) in d_weight.chunks_exact_mut(inputs).zip(square) {
+                        let d = &mut d[block * LANES..][..sums.len().min(inputs - block * LANES)];
+                        let added = s.fma(s.splat(scale), s.load(&sums.map(f32::from_bits)), s.load_part(d, 0.0));
+                        s.store_part(added, d);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Leaves the sums where they are.
+struct StayInTile;
+
+impl Take for StayInTile {
+    #[inline(always)]
+    fn expect<S: Simd>(&mut self, _s: S, _rows: Range<usize>) {}
+
+    #[inline(always)]
+    fn take<S: Simd>(&mut self, _s: S, _first: usize, _sums: &[[Line; 2]]) {}
+}
+
+/// Runs `kernel` with the instructions that make pairs, where pairs are made.
+fn run<K: Kernel>(isa: Isa, factors: Factors, kernel: K) -> K::Output {
+    if factors == Factors::Pairs { isa.run_dot(kernel) } else { isa.run(kernel) }
+}
+
 impl CpuBackend {
     /// d_W += scale * d_y^T x.
     pub(super) fn weight_gradient(&self, gradient: WeightGradient<'_>) {
@@ -213,33 +303,61 @@ impl CpuBackend {
         if outputs == 0 || inputs == 0 || x.is_empty() {
             return;
         }
-        let (factors, isa) = (Factors::of(self), self.isa);
-        let step = factors.rows_a_word();
-        let panels = inputs.div_ceil(PANEL);
         for (x, d_y) in x.chunks(ROWS_AT_ONCE * inputs).zip(d_y.chunks(ROWS_AT_ONCE * d_y_cols)) {
-            let words = (x.len() / inputs).div_ceil(step);
-            // Lines, so that a panel begins on a cache line.
-            let mut scratch = Scratch::lend(0, panels * words * PANEL / LANES);
-            let packed: &mut [u32] = cast_slice_mut(scratch.parts().1);
-            let per_task = panels.div_ceil(4 * self.pool.threads());
-            self.pool.chunks(packed, per_task * words * PANEL, |first, out| {
-                let first_panel = first / (words * PANEL);
-                isa.run(PackPanels { factors, x, cols: inputs, first_panel, out, words });
-            });
-            let packed = &*packed;
-            let height = group_rows(outputs, words.div_ceil(LANES), self.pool.threads());
-            let groups = outputs.div_ceil(height);
-            let mut rest = &mut *d_weight;
-            let mut parts = Vec::with_capacity(groups);
-            for group in 0..groups {
-                let range = share(outputs, groups, group);
-                let (d_weight, after) = rest.split_at_mut(range.len() * inputs);
-                rest = after;
-                let first_col = first_col + range.start;
-                parts.push(Part { isa, factors, d_weight, inputs, d_y, d_y_cols, first_col, panels: packed, words, scale });
+            let rows = x.len() / inputs;
+            let part = WeightGradient { d_weight: &mut *d_weight, outputs, inputs, x, d_y, d_y_cols, first_col, scale };
+            // Turning round what is turned and what is added to: where inputs are few (a LoRA pair's rank), it is worth while.
+            if 2 * inputs * (rows + outputs) < rows * outputs {
+                self.narrow_weight_gradient(part);
+            } else {
+                self.wide_weight_gradient(part);
             }
-            self.pool.each(parts, |_, part| isa.run(part));
         }
+    }
+
+    fn wide_weight_gradient(&self, gradient: WeightGradient<'_>) {
+        let WeightGradient { d_weight, outputs, inputs, x, d_y, d_y_cols, first_col, scale } = gradient;
+        let (factors, isa) = (Factors::of(self), self.isa);
+        let words = (x.len() / inputs).div_ceil(factors.rows_a_word());
+        let panels = inputs.div_ceil(PANEL);
+        let mut scratch = Scratch::lend(PANEL_LINES * panels * words, 0);
+        let packed = scratch.parts().0;
+        let per_task = panels.div_ceil(4 * self.pool.threads());
+        self.pool.chunks(packed, per_task * PANEL_LINES * words, |first, out| {
+            let start = first / (PANEL_LINES * words) * PANEL;
+            let columns = start..(start + out.len() / (PANEL_LINES * words) * PANEL).min(inputs);
+            run(isa, factors, PackPanels { factors, x, cols: inputs, columns, out, words });
+        });
+        let packed = &*packed;
+        let height = group_rows(outputs, words.div_ceil(LANES), self.pool.threads());
+        let groups = outputs.div_ceil(height);
+        let mut rest = d_weight;
+        let mut parts = Vec::with_capacity(groups);
+        for group in 0..groups {
+            let range = share(outputs, groups, group);
+            let (d_weight, after) = rest.split_at_mut(range.len() * inputs);
+            rest = after;
+            let first_col = first_col + range.start;
+            parts.push(Part { isa, factors, d_weight, inputs, d_y, d_y_cols, first_col, panels: packed, words, scale });
+        }
+        self.pool.each(parts, |_, part| run(isa, factors, part));
+    }
+
+    fn narrow_weight_gradient(&self, gradient: WeightGradient<'_>) {
+        let WeightGradient { d_weight, outputs, inputs, x, d_y, d_y_cols, first_col, scale } = gradient;
+        let (factors, isa) = (Factors::of(self), self.isa);
+        let words = (x.len() / inputs).div_ceil(factors.rows_a_word());
+        let lines = words.div_ceil(LANES);
+        let mut scratch = Scratch::lend(inputs * lines, 0);
+        let turned = scratch.parts().0;
+        run(isa, factors, TurnColumns { factors, x, cols: inputs, columns: 0..inputs, out: &mut *turned, lines });
+        let x = &*turned;
+        let panels = outputs.div_ceil(PANEL).div_ceil(4 * self.pool.threads());
+        self.pool.chunks(d_weight, panels * PANEL * inputs, |first, d_weight| {
+            let start = first_col + first / inputs;
+            let columns = start..start + d_weight.len() / inputs;
+            run(isa, factors, NarrowPart { isa, factors, d_weight, inputs, x, d_y, d_y_cols, columns, words, scale });
+        });
     }
 }
 

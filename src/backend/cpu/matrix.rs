@@ -4,16 +4,15 @@
 //! side: f32 as [K][32], bf16 as [K / 2][32][2] (odd K ends in a zero). Packing happens once, on first use, over all
 //! threads, and looks at every weight: one that is not finite is named.
 
+use super::mapped::Mapped;
 use super::nf4::Nf4Panels;
-use super::pool::Pool;
-use super::simd::{LANES, Line, PairLine};
+use super::simd::{Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor, transpose};
 use crate::error::{Error, Result};
 use crate::ops::{Shaped, expect};
 use crate::tensor::{Dtype, HostTensor};
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::{bf16, f16};
-use memmap2::MmapMut;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -35,14 +34,14 @@ pub struct Matrix {
     packing: Mutex<()>,
 }
 
-/// All panels of a matrix, in memory that was mapped for them: fresh pages come zeroed, and large ones spare the processor
-/// most look-ups of addresses.
+/// All panels of a matrix, in memory that was mapped for them: large pages spare the processor most look-ups of addresses.
+/// Outputs behind the last one are 0.
 #[derive(Debug)]
 pub(super) enum Packed {
     /// [panel][K][2 lines].
-    F32(MmapMut),
+    F32(Mapped),
     /// [panel][ceil(K / 2)][2 lines of pairs].
-    Bf16(MmapMut),
+    Bf16(Mapped),
 }
 
 /// A packed form on loan.
@@ -50,7 +49,7 @@ pub(super) enum Packed {
 pub(super) enum Lent<'a> {
     /// The matrix's own.
     Kept(&'a Packed),
-    /// Gone afterwards.
+    /// Given back afterwards.
     Once(Packed),
 }
 
@@ -135,7 +134,7 @@ impl Matrix {
     /// The same of the transpose.
     pub(super) fn transposed_once(&self, backend: &CpuBackend) -> Result<Lent<'_>> {
         match &self.nf4 {
-            Some(nf4) => transpose::transposed(&nf4.widen(backend)?, self.rows, self.cols, &backend.pool).map(Lent::Once),
+            Some(nf4) => transpose::transposed(&nf4.widen(backend)?, self.rows, self.cols, backend).map(Lent::Once),
             None => self.transposed(backend).map(Lent::Kept),
         }
     }
@@ -162,7 +161,7 @@ impl Matrix {
         if let Some(transposed) = self.transposed.get() {
             return Ok(transposed);
         }
-        let transposed = transpose::transposed(packed, self.rows, self.cols, &backend.pool)?;
+        let transposed = transpose::transposed(packed, self.rows, self.cols, backend)?;
         Ok(self.transposed.get_or_init(|| transposed))
     }
 
@@ -215,18 +214,18 @@ impl Matrix {
         // bf16 embeds in f32: weights that the file holds in bf16 stay in two bytes whatever the arithmetic.
         let pairs = backend.compute == Dtype::Bf16 || self.parts.iter().all(|part| part.dtype == Dtype::Bf16);
         let packed = if pairs {
-            Packed::Bf16(self.pack(&backend.pool, Dtype::Bf16, self.cols.div_ceil(2), pairs_of_row)?)
+            Packed::Bf16(self.pack(backend, Dtype::Bf16, self.cols.div_ceil(2), pairs_of_row)?)
         } else {
-            Packed::F32(self.pack(&backend.pool, Dtype::F32, self.cols, floats_of_row)?)
+            Packed::F32(self.pack(backend, Dtype::F32, self.cols, floats_of_row)?)
         };
         Ok(self.packed.get_or_init(|| packed))
     }
 
     /// Panels of `words` words a row, in `dtype`.
-    fn pack(&self, pool: &Pool, dtype: Dtype, words: usize, block: BlockOfRow) -> Result<MmapMut> {
-        let mut memory = map_lines(2 * self.panels() * words)?;
+    fn pack(&self, backend: &CpuBackend, dtype: Dtype, words: usize, block: BlockOfRow) -> Result<Mapped> {
+        let mut memory = backend.spare.lend(2 * self.panels() * words)?;
         let bad_row = AtomicUsize::new(usize::MAX);
-        pool.chunks(cast_slice_mut::<u8, [PairLine; 2]>(&mut memory), words * panels_per_task(words), |first, lines| {
+        backend.pool.chunks(cast_slice_mut::<u8, [PairLine; 2]>(&mut memory), words * panels_per_task(words), |first, lines| {
             for (index, panel) in lines.chunks_mut(words).enumerate() {
                 let outputs = self.outputs(first / words + index);
                 let mut rows = [None; PANEL];
@@ -244,13 +243,7 @@ impl Matrix {
                             bad_row.fetch_min(n, Ordering::Relaxed);
                         }
                     }
-                    for (k, line) in lines.iter_mut().enumerate() {
-                        for (half, line) in line.iter_mut().enumerate() {
-                            for (lane, word) in line.0.iter_mut().enumerate() {
-                                *word = square[half * LANES + lane][k];
-                            }
-                        }
-                    }
+                    backend.isa.run(Turn { rows: &mut square, lines });
                 }
             }
         });
@@ -280,17 +273,22 @@ impl Matrix {
     }
 }
 
-/// Zeroed memory of `lines` lines, in large pages where there are some.
-pub(super) fn map_lines(lines: usize) -> Result<MmapMut> {
-    let bytes = lines.saturating_mul(size_of::<Line>());
-    let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Device {
-        problem: format!("not enough memory for {bytes} bytes"),
-        help: Some("use a smaller model or batch, or a machine with more memory".into()),
-    })?;
-    // Advice that is not taken costs speed and nothing else.
-    #[cfg(target_os = "linux")]
-    let _ = memory.advise(memmap2::Advice::HugePage);
-    Ok(memory)
+/// Up to sixteen lines of a panel from sixteen words of each of its outputs.
+struct Turn<'a> {
+    rows: &'a mut [[u32; LANES]; PANEL],
+    lines: &'a mut [[PairLine; 2]],
+}
+
+impl Kernel for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (half, square) in self.rows.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            s.transpose(square);
+            self.lines.iter_mut().zip(square).for_each(|(line, words)| line[half].0 = *words);
+        }
+    }
 }
 
 /// Sixteen words of a row from one on, 0 behind its end, and true if a weight among them is not finite.

@@ -25,6 +25,7 @@ mod layer_norm;
 mod layer_norm_backward;
 mod linear;
 mod linear_backward;
+mod mapped;
 mod matrix;
 mod nf4;
 pub mod peak;
@@ -46,9 +47,10 @@ pub use simd::Isa;
 use crate::error::{Error, Result};
 use crate::ops::{Device, Shaped, expect, expect_len};
 use crate::tensor::{Dtype, HostTensor};
+use mapped::Spare;
 use pool::Pool;
 use simd::Line;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Activations: [rows, cols] f32, row-major.
 #[derive(Debug, Clone, Default)]
@@ -82,6 +84,8 @@ pub struct CpuBackend {
     pool: Pool,
     /// Keys and values of a packed batch in pages, kept for the next call so that its memory is not fresh each time.
     attention_pages: Mutex<Vec<Line>>,
+    /// Memory of packed weights that are gone.
+    spare: Arc<Spare>,
 }
 
 impl CpuBackend {
@@ -107,7 +111,7 @@ impl CpuBackend {
         if !isa.available() {
             return Err(Error::Device { problem: format!("this CPU has no {}", isa.name()), help: None });
         }
-        Ok(Self { compute, isa, pool: Pool::new(threads)?, attention_pages: Mutex::default() })
+        Ok(Self { compute, isa, pool: Pool::new(threads)?, attention_pages: Mutex::default(), spare: Arc::default() })
     }
 
     /// The instruction set in use.

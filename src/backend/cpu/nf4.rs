@@ -4,7 +4,8 @@
 //! matrix is widened into panels of f32 or bf16 for this one product, which costs a few hundredths of it. Both compute
 //! weight = CODEBOOK\[code\] * magnitude, rounded once, and then what the dense product computes: the same bits.
 
-use super::matrix::{Matrix, PANEL, Packed, map_lines, pairs_of_floats, round_bf16};
+use super::mapped::map_lines;
+use super::matrix::{Matrix, PANEL, Packed, pairs_of_floats, round_bf16};
 use super::pool::Pool;
 use super::pool::share;
 use super::simd::{Kernel, LANES, Line, PairLine, Simd};
@@ -93,7 +94,7 @@ impl Nf4Panels {
         let blocks = self.blocks();
         let per_task = self.per_panel() * self.panels.div_ceil(8 * backend.pool.threads()).max(1);
         if backend.compute == Dtype::Bf16 {
-            let mut memory = map_lines(blocks.len() * BLOCK)?;
+            let mut memory = backend.spare.lend(blocks.len() * BLOCK)?;
             let out = cast_slice_mut::<u8, [PairLine; 2]>(&mut memory);
             let isa = backend.isa;
             backend.pool.chunks(&mut out[..blocks.len() * (BLOCK / 2)], per_task * (BLOCK / 2), |first, out| {
@@ -102,7 +103,7 @@ impl Nf4Panels {
             });
             return Ok(Packed::Bf16(memory));
         }
-        let mut memory = map_lines(2 * blocks.len() * BLOCK)?;
+        let mut memory = backend.spare.lend(2 * blocks.len() * BLOCK)?;
         let out = cast_slice_mut::<u8, [Line; 2]>(&mut memory);
         backend.pool.chunks(&mut out[..blocks.len() * BLOCK], per_task * BLOCK, |first, out| {
             backend.isa.run(WidenFloats { blocks: &blocks[first / BLOCK..], out });

@@ -1,59 +1,68 @@
 //! Packed forms that are not made from a file: of tensors (parameters after a step), and of a packed matrix transposed, which
 //! is what d_x = d_y W multiplies with.
 //!
-//! Both are transpositions of blocks of 32 x 32 that are contiguous on one side at least, so they run from cache to cache.
+//! Both go square by square of 16 x 16 words, from cache to cache.
 
-use super::matrix::{PANEL, Packed, map_lines, pairs_of_floats, panels_per_task};
-use super::pool::Pool;
-use super::simd::{LANES, Line, PairLine};
+use super::matrix::{PANEL, Packed, panels_per_task};
+use super::simd::{Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;
 use crate::tensor::Dtype;
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::{cast_mut, cast_slice, cast_slice_mut};
 
 /// The panels of tensors with `cols` columns, stacked.
 pub(super) fn pack_tensors(backend: &CpuBackend, parts: &[&Tensor], rows: usize, cols: usize) -> Result<Packed> {
-    let lines: Vec<&[f32]> = parts.iter().flat_map(|part| part.data.chunks_exact(cols.max(1))).collect();
-    let panels = rows.div_ceil(PANEL);
-    match backend.compute {
-        Dtype::Bf16 => {
-            let pairs = cols.div_ceil(2);
-            let mut memory = map_lines(2 * panels * pairs)?;
-            let out = cast_slice_mut::<u8, [PairLine; 2]>(&mut memory);
-            backend.pool.chunks(out, pairs * panels_per_task(pairs), |first, out| {
-                let mut words = [0; LANES];
-                for (panel, out) in out.chunks_mut(pairs).enumerate() {
-                    let start = (first / pairs + panel) * PANEL;
-                    // Sixteen pairs of every row before the next sixteen: what is written stays in L1.
-                    for (block, out) in out.chunks_mut(LANES).enumerate() {
-                        for (j, row) in lines[start..].iter().take(PANEL).enumerate() {
-                            let row = &row[2 * LANES * block..];
-                            pairs_of_floats(&row[..row.len().min(2 * LANES)], &mut words);
-                            for (out, &word) in out.iter_mut().zip(&words) {
-                                out[j / LANES].0[j % LANES] = word;
-                            }
+    let rows_of: Vec<&[f32]> = parts.iter().flat_map(|part| part.data.chunks_exact(cols.max(1))).collect();
+    let pairs = backend.compute == Dtype::Bf16;
+    let words = if pairs { cols.div_ceil(2) } else { cols };
+    let mut memory = backend.spare.lend(2 * rows.div_ceil(PANEL) * words)?;
+    let out = cast_slice_mut::<u8, [PairLine; 2]>(&mut memory);
+    backend.pool.chunks(out, words.max(1) * panels_per_task(words), |first, out| {
+        let kernel = PackTensors { rows: &rows_of[first / words * PANEL..], pairs, out, words };
+        if pairs { backend.isa.run_dot(kernel) } else { backend.isa.run(kernel) }
+    });
+    Ok(if pairs { Packed::Bf16(memory) } else { Packed::F32(memory) })
+}
+
+/// Rows as panels of f32 or of bf16 pairs.
+struct PackTensors<'a> {
+    /// From the first panel on.
+    rows: &'a [&'a [f32]],
+    pairs: bool,
+    /// [panel][words].
+    out: &'a mut [[PairLine; 2]],
+    words: usize,
+}
+
+impl Kernel for PackTensors<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { rows, pairs, out, words } = self;
+        let floats = if pairs { 2 * LANES } else { LANES };
+        for (panel, out) in out.chunks_mut(words).enumerate() {
+            for (block, out) in out.chunks_mut(LANES).enumerate() {
+                for half in 0..PANEL / LANES {
+                    let mut square = [[0; LANES]; LANES];
+                    for (words, row) in square.iter_mut().zip(rows.iter().skip(panel * PANEL + half * LANES)) {
+                        let row = &row[block * floats..];
+                        let (low, high) = row[..row.len().min(floats)].split_at(row.len().min(LANES));
+                        let low = s.load_part(low, 0.0);
+                        if pairs {
+                            let mut both = [0.0; 2 * LANES];
+                            let (first, second) = both.as_chunks_mut::<LANES>().0.split_at_mut(1);
+                            s.store(low, &mut first[0]);
+                            s.store(s.load_part(high, 0.0), &mut second[0]);
+                            *words = s.neighbours(&both);
+                        } else {
+                            s.store(low, cast_mut(words));
                         }
                     }
+                    s.transpose(&mut square);
+                    out.iter_mut().zip(square).for_each(|(out, words)| out[half].0 = words);
                 }
-            });
-            Ok(Packed::Bf16(memory))
-        }
-        Dtype::F32 | Dtype::F16 => {
-            let mut memory = map_lines(2 * panels * cols)?;
-            let out = cast_slice_mut::<u8, [Line; 2]>(&mut memory);
-            backend.pool.chunks(out, cols * panels_per_task(cols), |first, out| {
-                for (panel, out) in out.chunks_mut(cols).enumerate() {
-                    let start = (first / cols + panel) * PANEL;
-                    for (block, out) in out.chunks_mut(LANES).enumerate() {
-                        for (j, row) in lines[start..].iter().take(PANEL).enumerate() {
-                            for (out, &x) in out.iter_mut().zip(&row[LANES * block..]) {
-                                out[j / LANES].0[j % LANES] = x;
-                            }
-                        }
-                    }
-                }
-            });
-            Ok(Packed::F32(memory))
+            }
         }
     }
 }
@@ -79,53 +88,77 @@ pub(super) fn unpack_row(packed: &Packed, row: usize, out: &mut [f32]) {
 }
 
 /// The panels of the transpose of a packed [rows, cols] matrix: [cols, rows].
-pub(super) fn transposed(packed: &Packed, rows: usize, cols: usize, pool: &Pool) -> Result<Packed> {
-    let panels = cols.div_ceil(PANEL);
-    match packed {
-        Packed::F32(lines) => {
-            let lines = cast_slice::<u8, [Line; 2]>(lines);
-            let mut memory = map_lines(2 * panels * rows)?;
-            let out = cast_slice_mut::<u8, [Line; 2]>(&mut memory);
-            pool.chunks(out, rows * panels_per_task(rows), |first, out| {
-                for (panel, out) in out.chunks_mut(rows).enumerate() {
-                    let start = (first / rows + panel) * PANEL;
-                    for (block, out) in out.chunks_mut(PANEL).enumerate() {
-                        let source = &lines[block * cols + start..][..(cols - start).min(PANEL)];
-                        for (j, line) in source.iter().enumerate() {
-                            let values = line.iter().flat_map(|half| half.0);
-                            for (out, x) in out.iter_mut().zip(values) {
-                                out[j / LANES].0[j % LANES] = x;
+pub(super) fn transposed(packed: &Packed, rows: usize, cols: usize, backend: &CpuBackend) -> Result<Packed> {
+    let (lines, pairs) = match packed {
+        Packed::F32(lines) => (lines, false),
+        Packed::Bf16(lines) => (lines, true),
+    };
+    let lines = cast_slice::<u8, [PairLine; 2]>(lines);
+    let words = |k: usize| if pairs { k.div_ceil(2) } else { k };
+    let (from, to) = (words(cols), words(rows));
+    let mut memory = backend.spare.lend(2 * cols.div_ceil(PANEL) * to)?;
+    let out = cast_slice_mut::<u8, [PairLine; 2]>(&mut memory);
+    backend.pool.chunks(out, to.max(1) * panels_per_task(to), |first, out| {
+        backend.isa.run(Transpose { lines, from, pairs, first_panel: first / to, out, to });
+    });
+    Ok(if pairs { Packed::Bf16(memory) } else { Packed::F32(memory) })
+}
+
+/// Panels of the transpose.
+struct Transpose<'a> {
+    /// [panel][from].
+    lines: &'a [[PairLine; 2]],
+    from: usize,
+    pairs: bool,
+    first_panel: usize,
+    /// [panel][to].
+    out: &'a mut [[PairLine; 2]],
+    to: usize,
+}
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { lines, from, pairs, first_panel, out, to } = self;
+        // Sixteen outputs are so many words of k, and sixteen words of k so many outputs.
+        let [words_of_half, halves_a_block] = if pairs { [LANES / 2, 2] } else { [LANES, 1] };
+        for (panel, out) in out.chunks_mut(to).enumerate() {
+            for (half, start) in ((first_panel + panel) * PANEL..).step_by(LANES).enumerate().take(PANEL / LANES) {
+                let start = start / LANES * words_of_half;
+                for (block, out) in out.chunks_mut(LANES).enumerate() {
+                    let mut square = [[0; LANES]; LANES];
+                    for side in 0..halves_a_block {
+                        let source = block * halves_a_block + side;
+                        let source_panel = lines.get(source / 2 * from..).unwrap_or_default();
+                        let source_lines = source_panel.iter().take(from).skip(start).take(words_of_half);
+                        for (i, line) in source_lines.enumerate() {
+                            let words = &line[source % 2].0;
+                            if pairs {
+                                let (even, odd) = turn_pairs(words);
+                                square[2 * i][side * LANES / 2..][..LANES / 2].copy_from_slice(&even);
+                                square[2 * i + 1][side * LANES / 2..][..LANES / 2].copy_from_slice(&odd);
+                            } else {
+                                square[i] = *words;
                             }
                         }
                     }
+                    s.transpose(&mut square);
+                    out.iter_mut().zip(square).for_each(|(out, words)| out[half].0 = words);
                 }
-            });
-            Ok(Packed::F32(memory))
-        }
-        Packed::Bf16(lines) => {
-            let lines = cast_slice::<u8, [PairLine; 2]>(lines);
-            let (pairs, out_pairs) = (cols.div_ceil(2), rows.div_ceil(2));
-            let mut memory = map_lines(2 * panels * out_pairs)?;
-            let out = cast_slice_mut::<u8, [PairLine; 2]>(&mut memory);
-            pool.chunks(out, out_pairs * panels_per_task(out_pairs), |first, out| {
-                for (panel, out) in out.chunks_mut(out_pairs).enumerate() {
-                    let start = (first / out_pairs + panel) * PANEL;
-                    for (block, out) in out.chunks_mut(LANES).enumerate() {
-                        let source = &lines[block * pairs + start / 2..][..(pairs - start / 2).min(LANES)];
-                        for (pair, line) in source.iter().enumerate() {
-                            // Columns 2 pair and 2 pair + 1 of rows 2 i and 2 i + 1: a transposition of two by two.
-                            let (half, lane) = (pair / (LANES / 2), 2 * pair % LANES);
-                            for (i, out) in out.iter_mut().enumerate() {
-                                let words = &line[i / (LANES / 2)].0;
-                                let (a, b) = (words[2 * i % LANES], words[2 * i % LANES + 1]);
-                                out[half].0[lane] = (a & 0xffff) | (b << 16);
-                                out[half].0[lane + 1] = (a >> 16) | (b & 0xffff_0000);
-                            }
-                        }
-                    }
-                }
-            });
-            Ok(Packed::Bf16(memory))
+            }
         }
     }
+}
+
+/// Pairs (along k) of sixteen outputs as pairs of outputs: of the first k, and of the second.
+#[inline(always)]
+fn turn_pairs(words: &[u32; LANES]) -> ([u32; LANES / 2], [u32; LANES / 2]) {
+    let (mut even, mut odd) = ([0; LANES / 2], [0; LANES / 2]);
+    for ((even, odd), [a, b]) in even.iter_mut().zip(&mut odd).zip(words.as_chunks::<2>().0) {
+        *even = (a & 0xffff) | (b << 16);
+        *odd = (a >> 16) | (b & 0xffff_0000);
+    }
+    (even, odd)
 }

@@ -197,6 +197,37 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn transpose(self, square: &mut [[u32; LANES]; LANES]) {
+        // SAFETY: AVX-512 F is there (`self` exists); each array has the 64 bytes that are read and written, in any alignment.
+        unsafe {
+            // Squares of 4 x 4 turned: quads[q][c] has words c, c + 4, c + 8 and c + 12 of rows 4 q to 4 q + 3.
+            let mut quads = [[_mm512_setzero_si512(); 4]; 4];
+            for (quad, rows) in quads.iter_mut().zip(square.as_chunks::<4>().0) {
+                let (a, b) = (_mm512_loadu_si512(rows[0].as_ptr().cast()), _mm512_loadu_si512(rows[1].as_ptr().cast()));
+                let (c, d) = (_mm512_loadu_si512(rows[2].as_ptr().cast()), _mm512_loadu_si512(rows[3].as_ptr().cast()));
+                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+                *quad = [
+                    _mm512_unpacklo_epi64(ab, cd),
+                    _mm512_unpackhi_epi64(ab, cd),
+                    _mm512_unpacklo_epi64(ab_high, cd_high),
+                    _mm512_unpackhi_epi64(ab_high, cd_high),
+                ];
+            }
+            // And the 4 x 4 squares among each other.
+            for i in 0..4 {
+                let [a, b, c, d] = [quads[0][i], quads[1][i], quads[2][i], quads[3][i]];
+                let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
+                let (ab_high, cd_high) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
+                _mm512_storeu_si512(square[i].as_mut_ptr().cast(), _mm512_shuffle_i32x4::<0x88>(ab, cd));
+                _mm512_storeu_si512(square[i + 4].as_mut_ptr().cast(), _mm512_shuffle_i32x4::<0xdd>(ab, cd));
+                _mm512_storeu_si512(square[i + 8].as_mut_ptr().cast(), _mm512_shuffle_i32x4::<0x88>(ab_high, cd_high));
+                _mm512_storeu_si512(square[i + 12].as_mut_ptr().cast(), _mm512_shuffle_i32x4::<0xdd>(ab_high, cd_high));
+            }
+        }
+    }
+
+    #[inline(always)]
     fn prefetch<T: ?Sized>(self, x: &T, bytes: usize) {
         let at = std::ptr::from_ref(x).cast::<i8>().wrapping_add(bytes);
         // SAFETY: PREFETCHT1 reads nothing that the program could observe and never faults, wherever it points.

@@ -119,6 +119,17 @@ pub(crate) trait Simd: Copy + Send + Sync {
         pairs
     }
 
+    /// Word `i` of array `j` and word `j` of array `i` change places.
+    #[inline(always)]
+    fn transpose(self, square: &mut [[u32; LANES]; LANES]) {
+        let rows = *square;
+        for (i, column) in square.iter_mut().enumerate() {
+            for (word, row) in column.iter_mut().zip(&rows) {
+                *word = row[i];
+            }
+        }
+    }
+
     /// Asks for L2 to hold the cache line `bytes` bytes after `x`, which may lie outside of anything.
     fn prefetch<T: ?Sized>(self, x: &T, bytes: usize);
     /// Asks for the cache line `bytes` bytes after `x` to be taken from other cores, since it will be written.

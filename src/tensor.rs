@@ -1,6 +1,9 @@
 //! Tensors as files hold them: a name, a dtype, a shape and bytes that live in a mapped file. Nothing is converted here.
 
 use half::{bf16, f16};
+use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -42,21 +45,58 @@ impl fmt::Display for Dtype {
 /// A range of bytes that keeps its owner (a mapped file, a vector) alive.
 #[derive(Clone)]
 pub struct SharedBytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Owner,
     range: Range<usize>,
+}
+
+#[derive(Clone)]
+enum Owner {
+    File(Arc<Mmap>),
+    Other(Arc<dyn AsRef<[u8]> + Send + Sync>),
+}
+
+impl Owner {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::File(map) => map,
+            Self::Other(owner) => (**owner).as_ref(),
+        }
+    }
 }
 
 impl SharedBytes {
     /// `range` of `owner`; `None` when it lies outside.
     #[must_use]
     pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
-        (range.start <= range.end && range.end <= (*owner).as_ref().len()).then_some(Self { owner, range })
+        Self::of(Owner::Other(owner), range)
+    }
+
+    /// `range` of a mapped file; `None` when it lies outside.
+    #[must_use]
+    pub fn of_file(map: Arc<Mmap>, range: Range<usize>) -> Option<Self> {
+        Self::of(Owner::File(map), range)
+    }
+
+    fn of(owner: Owner, range: Range<usize>) -> Option<Self> {
+        (range.start <= range.end && range.end <= owner.bytes().len()).then_some(Self { owner, range })
     }
 
     /// The bytes.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        &self.owner.bytes()[self.range.clone()]
+    }
+
+    /// Says that the bytes will not be read for a while. Those of a mapped file leave the process's memory, and come back from
+    /// the system's cache of the file when they are read again.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Owner::File(map) = &self.owner {
+            #[expect(unsafe_code, reason = "mapping a file is one of the four places where unsafe is allowed")]
+            // SAFETY: the map is of a file and read-only, so what is given up is what the file has, and is read from there again.
+            // Advice that is not taken costs memory and nothing else.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len()) };
+        }
     }
 }
 
@@ -125,11 +165,37 @@ impl HostTensor {
         }
     }
 
-    /// All elements as f32.
+    /// All elements as f32; the bytes are [released](SharedBytes::release).
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.len());
         self.extend_f32(0..self.len(), &mut out);
+        self.bytes.release();
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn what_was_released_can_be_read_again() {
+        let bytes: Vec<u8> = (0..40_000_u32).flat_map(u32::to_le_bytes).collect();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&bytes).unwrap();
+        let map = Arc::new(crate::io::map(file.path()).unwrap());
+        // Begins and ends within a page.
+        let range = 5000..130_001;
+        for shared in [
+            SharedBytes::of_file(Arc::clone(&map), range.clone()).unwrap(),
+            SharedBytes::new(Arc::new(bytes.clone()), range.clone()).unwrap(),
+        ] {
+            assert_eq!(shared.as_slice(), &bytes[range.clone()]);
+            shared.release();
+            assert_eq!(shared.as_slice(), &bytes[range.clone()]);
+        }
+        assert!(SharedBytes::of_file(map, 0..bytes.len() + 1).is_none());
     }
 }

@@ -47,7 +47,7 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self> {
         let map = crate::io::map(path)?;
         let length = map.len();
-        let bytes = SharedBytes::new(Arc::new(map), 0..length).ok_or_else(|| Error::data(path, "", "cannot be mapped"))?;
+        let bytes = SharedBytes::of_file(Arc::new(map), 0..length).ok_or_else(|| Error::data(path, "", "cannot be mapped"))?;
         Self::parse(path, bytes)
     }
 

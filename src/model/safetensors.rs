@@ -291,8 +291,7 @@ impl SafetensorsFile {
     /// # Errors
     /// [`Error::Data`] for a tensor of another, longer file.
     pub fn shared(&self, tensor: &StoredTensor) -> Result<SharedBytes> {
-        let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::<memmap2::Mmap>::clone(&self.map);
-        SharedBytes::new(owner, tensor.range.clone())
+        SharedBytes::of_file(Arc::clone(&self.map), tensor.range.clone())
             .ok_or_else(|| Error::data(&self.path, format!("tensor {}", shown(&tensor.name)), "lies outside the file"))
     }
 }

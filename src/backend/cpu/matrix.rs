@@ -131,10 +131,13 @@ impl Matrix {
         }
     }
 
-    /// The same of the transpose.
+    /// The same of the transpose. That of a matrix that is trained is made for the one product, too: it would be used a few times
+    /// before it changes, and be in memory all the time.
     pub(super) fn transposed_once(&self, backend: &CpuBackend) -> Result<Lent<'_>> {
+        let once = |packed: &Packed| transpose::transposed(packed, self.rows, self.cols, backend).map(Lent::Once);
         match &self.nf4 {
-            Some(nf4) => transpose::transposed(&nf4.widen(backend)?, self.rows, self.cols, backend).map(Lent::Once),
+            Some(nf4) => once(&nf4.widen(backend)?),
+            None if self.parts.is_empty() => once(self.packed(backend)?),
             None => self.transposed(backend).map(Lent::Kept),
         }
     }
@@ -248,6 +251,8 @@ impl Matrix {
             }
         });
         self.check(bad_row.into_inner(), dtype)?;
+        // They are in memory twice otherwise.
+        self.parts.iter().for_each(|part| part.bytes.release());
         Ok(memory)
     }
 

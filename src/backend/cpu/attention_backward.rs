@@ -12,19 +12,17 @@
 use super::exp;
 use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile};
 use super::matrix::{PANEL, Panel};
+use super::pack_columns::{Factors, PANEL_LINES, PackPanels, TurnColumns};
 use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;
 use crate::ops::{AttentionBackward, AttentionBackwardArgs, Heads, Shaped};
-use bytemuck::cast_slice;
+use bytemuck::{cast_slice, cast_slice_mut};
 use std::ops::Range;
 
 /// Query rows of a block.
 const BLOCK: usize = 56;
-
-/// Lines of a panel's 32 values.
-const PANEL_LINES: usize = PANEL / LANES;
 
 /// One kv head of one sequence.
 struct Part<'a> {
@@ -38,14 +36,6 @@ struct Part<'a> {
     first_row: usize,
     /// For each row, the gradients of this kv head's queries, of its key and of its value.
     d: Vec<[&'a mut [f32]; 3]>,
-}
-
-/// Up to sixteen values as words, zeros behind them.
-#[inline(always)]
-fn words_of<S: Simd>(s: S, x: &[f32]) -> [u32; LANES] {
-    let mut floats = [0.0; LANES];
-    s.store(s.load_part(x, 0.0), &mut floats);
-    floats.map(f32::to_bits)
 }
 
 /// A head's columns of some rows.
@@ -73,7 +63,7 @@ impl<'a> Head<'a> {
                 for half in 0..PANEL_LINES {
                     let mut square = [[0; LANES]; LANES];
                     for (words, row) in square.iter_mut().zip(panel * PANEL + half * LANES..self.rows) {
-                        *words = words_of(s, &self.row(row)[columns.clone()]);
+                        *words = Factors::F32.words(s, &self.row(row)[columns.clone()], &[]);
                     }
                     s.transpose(&mut square);
                     for (line, words) in out[half..].iter_mut().step_by(PANEL_LINES).zip(square) {
@@ -87,16 +77,10 @@ impl<'a> Head<'a> {
     /// As panels: [ceil(head_dim / 32)][depth][32], zeros behind the last row.
     #[inline(always)]
     fn panels<S: Simd>(self, s: S, depth: usize, out: &mut [Line]) {
-        for (panel, out) in out.chunks_exact_mut(depth * PANEL_LINES).enumerate() {
-            let columns = panel * PANEL..((panel + 1) * PANEL).min(self.head_dim);
-            for (row, out) in out.chunks_exact_mut(PANEL_LINES).enumerate() {
-                let x = if row < self.rows { &self.row(row)[columns.clone()] } else { &[] };
-                for (half, out) in out.iter_mut().enumerate() {
-                    let part = (half * LANES).min(x.len())..((half + 1) * LANES).min(x.len());
-                    s.store(s.load_part(&x[part], 0.0), &mut out.0);
-                }
-            }
-        }
+        let cols = self.x.cols;
+        let x = &self.x.data[self.first_row * cols..][..self.rows * cols];
+        let columns = self.column..self.column + self.head_dim;
+        PackPanels { factors: Factors::F32, x, cols, columns, out: cast_slice_mut(out), words: depth }.run(s);
     }
 
     /// Packed for the micro-kernels.
@@ -110,30 +94,9 @@ impl<'a> Head<'a> {
             let out = &mut out[range.start * lines..range.end * lines];
             for (r, row) in range.enumerate() {
                 for (out, x) in out[r..].iter_mut().step_by(height).zip(self.row(row).chunks(LANES)) {
-                    out.0 = words_of(s, x);
+                    out.0 = Factors::F32.words(s, x, &[]);
                 }
             }
-        }
-    }
-}
-
-/// The columns `0..outputs` of x ([depth][stride] lines) as packed rows for the micro-kernels.
-#[inline(always)]
-fn pack_columns<S: Simd>(s: S, x: &[Line], stride: usize, outputs: usize, depth: usize, out: &mut [PairLine]) {
-    let x: &[f32] = cast_slice(x);
-    let lines = Form::F32.lines(depth);
-    let blocks = outputs.div_ceil(Form::F32.block_rows::<S>());
-    for (line, x) in x.chunks(LANES * stride * LANES).enumerate() {
-        for block in 0..blocks {
-            let range = share(outputs, blocks, block);
-            let mut square = [[0; LANES]; LANES];
-            for (words, x) in square.iter_mut().zip(x.chunks_exact(stride * LANES)) {
-                let x = &x[range.start..];
-                *words = words_of(s, &x[..x.len().min(LANES)]);
-            }
-            s.transpose(&mut square);
-            let out = &mut out[range.start * lines + line * range.len()..][..range.len()];
-            out.iter_mut().zip(square).for_each(|(out, words)| out.0 = words);
         }
     }
 }
@@ -325,9 +288,11 @@ impl Kernel for Part<'_> {
                 let gradient = seen * col_count * PANEL_LINES;
                 let queries = Panels { lines: &q_rows[..col_count * count * PANEL_LINES], stored: count, depth: count };
                 let d_y_panels = Panels { lines: &d_y_rows[..col_count * count * PANEL_LINES], ..queries };
-                pack_columns(s, products, stride, seen, count, packed);
+                let (factors, cols, columns, lines) = (Factors::F32, stride * LANES, 0..seen, Form::F32.lines(count));
+                let x = cast_slice(&*products);
+                TurnColumns { factors, x, cols, columns: columns.clone(), out: &mut *packed, lines }.run(s);
                 product(s, isa, packed, seen, queries, true, (&mut *tile, &mut d_k[..gradient]));
-                pack_columns(s, scores, stride, seen, count, packed);
+                TurnColumns { factors, x: cast_slice(&*scores), cols, columns, out: &mut *packed, lines }.run(s);
                 product(s, isa, packed, seen, d_y_panels, true, (&mut *tile, &mut d_v[..gradient]));
             }
         }

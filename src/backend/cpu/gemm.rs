@@ -52,7 +52,7 @@ impl Form {
     }
 
     /// Floats in a packed line.
-    const fn floats(self) -> usize {
+    pub(super) const fn floats(self) -> usize {
         match self {
             Self::F32 | Self::F32Even | Self::RoundedEven => LANES,
             Self::Pairs => 2 * LANES,
@@ -129,7 +129,7 @@ impl Kernel for PackRows<'_> {
 
 /// Up to form.floats() elements, with zeros behind them.
 #[inline(always)]
-fn pack_line<S: Simd>(s: S, form: Form, x: &[f32], out: &mut [u32; LANES]) {
+pub(super) fn pack_line<S: Simd>(s: S, form: Form, x: &[f32], out: &mut [u32; LANES]) {
     if let (Form::Pairs, Some(x)) = (form, x.as_array()) {
         *out = s.neighbours(x);
         return;

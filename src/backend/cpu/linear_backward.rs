@@ -2,23 +2,19 @@
 //! dimension: the columns of one factor, in slabs of 32, are the panels; those of the other are turned round in squares of 16 x 16.
 //! That is d_y, or x where it has few columns; either way a sum goes through the rows in their order.
 
-use super::gemm::{Form, Multiply, Scratch, Take, as_tile, group_rows};
+use super::gemm::{Multiply, Scratch, Take, as_tile, group_rows};
 use super::linear::Product;
-use super::matrix::{PANEL, Panel};
+use super::matrix::PANEL;
+use super::pack_columns::{Factors, PANEL_LINES, PackPanels, TurnColumns};
 use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::{LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs, Shaped};
-use crate::tensor::Dtype;
-use bytemuck::cast_slice;
 use std::ops::Range;
 
 /// Rows whose products are summed before they are added to d_W: what is packed of them stays near.
 const ROWS_AT_ONCE: usize = 2048;
-
-/// Lines of a panel's 32 values.
-const PANEL_LINES: usize = PANEL / LANES;
 
 /// Columns of d_bias a task takes.
 const BIAS_COLUMNS: usize = 64;
@@ -36,132 +32,6 @@ pub(super) struct WeightGradient<'a> {
     pub(super) d_y_cols: usize,
     pub(super) first_col: usize,
     pub(super) scale: f32,
-}
-
-/// How both factors are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Factors {
-    F32,
-    /// f32 rounded to bf16.
-    Rounded,
-    /// Pairs of bf16.
-    Pairs,
-}
-
-impl Factors {
-    fn of(backend: &CpuBackend) -> Self {
-        match backend.compute {
-            Dtype::F32 | Dtype::F16 => Self::F32,
-            Dtype::Bf16 if backend.isa.has_dot() => Self::Pairs,
-            Dtype::Bf16 => Self::Rounded,
-        }
-    }
-
-    fn form(self) -> Form {
-        match self {
-            Self::F32 | Self::Rounded => Form::F32,
-            Self::Pairs => Form::Pairs,
-        }
-    }
-
-    /// Rows that go into one word.
-    fn rows_a_word(self) -> usize {
-        match self {
-            Self::F32 | Self::Rounded => 1,
-            Self::Pairs => 2,
-        }
-    }
-
-    /// The words of up to sixteen columns, from one row and, for pairs, the next, which may be missing.
-    #[inline(always)]
-    fn words<S: Simd>(self, s: S, first: &[f32], second: &[f32]) -> [u32; LANES] {
-        let part = |x: &[f32]| s.load_part(&x[..x.len().min(LANES)], 0.0);
-        let mut words = [0.0; LANES];
-        match self {
-            Self::F32 => s.store(part(first), &mut words),
-            Self::Rounded => s.store(s.round_bf16(part(first)), &mut words),
-            Self::Pairs => return s.pairs(part(first), part(second)),
-        }
-        words.map(f32::to_bits)
-    }
-}
-
-/// Panels of columns: slabs of 32.
-struct PackPanels<'a> {
-    factors: Factors,
-    /// [rows, cols].
-    x: &'a [f32],
-    cols: usize,
-    columns: Range<usize>,
-    /// [panel][words][32].
-    out: &'a mut [PairLine],
-    words: usize,
-}
-
-impl Kernel for PackPanels<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { factors, x, cols, columns, out, words } = self;
-        for (k, rows) in x.chunks(factors.rows_a_word() * cols).enumerate() {
-            let (first, second) = rows.split_at(cols);
-            for (panel, start) in columns.clone().step_by(PANEL).enumerate() {
-                let out = &mut out[PANEL_LINES * (panel * words + k)..][..PANEL_LINES];
-                for (out, start) in out.iter_mut().zip((start..).step_by(LANES)) {
-                    let part = start.min(columns.end)..(start + LANES).min(columns.end);
-                    let second = if second.is_empty() { second } else { &second[part.clone()] };
-                    out.0 = factors.words(s, &first[part], second);
-                }
-            }
-        }
-    }
-}
-
-/// Columns as packed rows: turned round in squares of 16 x 16.
-struct TurnColumns<'a> {
-    factors: Factors,
-    /// [rows, cols].
-    x: &'a [f32],
-    cols: usize,
-    columns: Range<usize>,
-    /// As [`PackRows`](super::gemm::PackRows) leaves them: `lines` for each of the columns.
-    out: &'a mut [PairLine],
-    lines: usize,
-}
-
-impl Kernel for TurnColumns<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { factors, x, cols, columns, out, lines } = self;
-        let blocks = columns.len().div_ceil(factors.form().block_rows::<S>());
-        let step = factors.rows_a_word();
-        for (line, x) in x.chunks(LANES * step * cols).enumerate() {
-            for block in 0..blocks {
-                let range = share(columns.len(), blocks, block);
-                let mut square = [[0; LANES]; LANES];
-                for (words, rows) in square.iter_mut().zip(x.chunks(step * cols)) {
-                    let (first, second) = rows.split_at(cols);
-                    let second = if second.is_empty() { second } else { &second[columns.start + range.start..] };
-                    *words = factors.words(s, &first[columns.start + range.start..], second);
-                }
-                s.transpose(&mut square);
-                let out = &mut out[range.start * lines + line * range.len()..][..range.len()];
-                out.iter_mut().zip(square).for_each(|(out, words)| out.0 = words);
-            }
-        }
-    }
-}
-
-/// Packed columns as panels, [panel][words][32], by their index.
-#[inline(always)]
-fn panels_of(factors: Factors, packed: &[PairLine], words: usize) -> impl Iterator<Item = Panel<'_>> {
-    packed.chunks_exact(PANEL_LINES * words).map(move |panel| match factors {
-        Factors::F32 | Factors::Rounded => Panel::F32(cast_slice::<PairLine, Line>(panel).as_chunks().0),
-        Factors::Pairs => Panel::Bf16(panel.as_chunks().0),
-    })
 }
 
 /// A group of rows of d_W.
@@ -195,7 +65,7 @@ impl Kernel for Part<'_> {
         let multiply = Multiply { isa, form: factors.form(), x: turned, rows };
         let tile = as_tile(tile);
         let mut gradient = Gradient { d_weight, inputs, columns: 0..0, scale };
-        for (index, panel) in panels_of(factors, panels, words).enumerate() {
+        for (index, panel) in factors.panels(panels, words).enumerate() {
             gradient.columns = index * PANEL..((index + 1) * PANEL).min(inputs);
             multiply.panel(s, panel, tile, &mut gradient);
         }
@@ -262,7 +132,7 @@ impl Kernel for NarrowPart<'_> {
         PackPanels { factors, x: d_y, cols: d_y_cols, columns, out: &mut *packed, words }.run(s);
         let tile = as_tile(tile);
         let multiply = Multiply { isa, form: factors.form(), x, rows: inputs };
-        for (d_weight, panel) in d_weight.chunks_mut(PANEL * inputs).zip(panels_of(factors, packed, words)) {
+        for (d_weight, panel) in d_weight.chunks_mut(PANEL * inputs).zip(factors.panels(packed, words)) {
             multiply.panel(s, panel, tile, &mut StayInTile);
             for (block, sums) in tile.chunks(LANES).enumerate() {
                 for (half, d_weight) in d_weight.chunks_mut(LANES * inputs).enumerate() {
@@ -289,11 +159,6 @@ impl Take for StayInTile {
 
     #[inline(always)]
     fn take<S: Simd>(&mut self, _s: S, _first: usize, _sums: &[[Line; 2]]) {}
-}
-
-/// Runs `kernel` with the instructions that make pairs, where pairs are made.
-fn run<K: Kernel>(isa: Isa, factors: Factors, kernel: K) -> K::Output {
-    if factors == Factors::Pairs { isa.run_dot(kernel) } else { isa.run(kernel) }
 }
 
 impl CpuBackend {
@@ -326,7 +191,7 @@ impl CpuBackend {
         self.pool.chunks(packed, per_task * PANEL_LINES * words, |first, out| {
             let start = first / (PANEL_LINES * words) * PANEL;
             let columns = start..(start + out.len() / (PANEL_LINES * words) * PANEL).min(inputs);
-            run(isa, factors, PackPanels { factors, x, cols: inputs, columns, out, words });
+            factors.run(isa, PackPanels { factors, x, cols: inputs, columns, out, words });
         });
         let packed = &*packed;
         let height = group_rows(outputs, words.div_ceil(LANES), self.pool.threads());
@@ -340,7 +205,7 @@ impl CpuBackend {
             let first_col = first_col + range.start;
             parts.push(Part { isa, factors, d_weight, inputs, d_y, d_y_cols, first_col, panels: packed, words, scale });
         }
-        self.pool.each(parts, |_, part| run(isa, factors, part));
+        self.pool.each(parts, |_, part| factors.run(isa, part));
     }
 
     fn narrow_weight_gradient(&self, gradient: WeightGradient<'_>) {
@@ -350,13 +215,13 @@ impl CpuBackend {
         let lines = words.div_ceil(LANES);
         let mut scratch = Scratch::lend(inputs * lines, 0);
         let turned = scratch.parts().0;
-        run(isa, factors, TurnColumns { factors, x, cols: inputs, columns: 0..inputs, out: &mut *turned, lines });
+        factors.run(isa, TurnColumns { factors, x, cols: inputs, columns: 0..inputs, out: &mut *turned, lines });
         let x = &*turned;
         let panels = outputs.div_ceil(PANEL).div_ceil(4 * self.pool.threads());
         self.pool.chunks(d_weight, panels * PANEL * inputs, |first, d_weight| {
             let start = first_col + first / inputs;
             let columns = start..start + d_weight.len() / inputs;
-            run(isa, factors, NarrowPart { isa, factors, d_weight, inputs, x, d_y, d_y_cols, columns, words, scale });
+            factors.run(isa, NarrowPart { isa, factors, d_weight, inputs, x, d_y, d_y_cols, columns, words, scale });
         });
     }
 }

@@ -1,12 +1,11 @@
 //! Memory of packed weights: mapped, in large pages where there are some, and used again. Fresh pages cost the system as much
 //! as a product over a small matrix takes, and training maps some hundred matrices a step.
 
+use super::simd::Line;
 use crate::error::{Error, Result};
 use memmap2::MmapMut;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
-
-use super::simd::Line;
 
 /// A piece that is larger goes back to the system.
 const MOST_BYTES: usize = 64 << 20;

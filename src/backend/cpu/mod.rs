@@ -28,6 +28,7 @@ mod linear_backward;
 mod mapped;
 mod matrix;
 mod nf4;
+mod pack_columns;
 pub mod peak;
 mod pool;
 mod rms_norm;

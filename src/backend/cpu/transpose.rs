@@ -3,12 +3,13 @@
 //!
 //! Both go square by square of 16 x 16 words, from cache to cache.
 
+use super::gemm::{Form, pack_line};
 use super::matrix::{PANEL, Packed, panels_per_task};
 use super::simd::{Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;
 use crate::tensor::Dtype;
-use bytemuck::{cast_mut, cast_slice, cast_slice_mut};
+use bytemuck::{cast_slice, cast_slice_mut};
 
 /// The panels of tensors with `cols` columns, stacked.
 pub(super) fn pack_tensors(backend: &CpuBackend, parts: &[&Tensor], rows: usize, cols: usize) -> Result<Packed> {
@@ -18,7 +19,8 @@ pub(super) fn pack_tensors(backend: &CpuBackend, parts: &[&Tensor], rows: usize,
     let mut memory = backend.spare.lend(2 * rows.div_ceil(PANEL) * words)?;
     let out = cast_slice_mut::<u8, [PairLine; 2]>(&mut memory);
     backend.pool.chunks(out, words.max(1) * panels_per_task(words), |first, out| {
-        let kernel = PackTensors { rows: &rows_of[first / words * PANEL..], pairs, out, words };
+        let form = if pairs { Form::Pairs } else { Form::F32 };
+        let kernel = PackTensors { rows: &rows_of[first / words * PANEL..], form, out, words };
         if pairs { backend.isa.run_dot(kernel) } else { backend.isa.run(kernel) }
     });
     Ok(if pairs { Packed::Bf16(memory) } else { Packed::F32(memory) })
@@ -28,7 +30,7 @@ pub(super) fn pack_tensors(backend: &CpuBackend, parts: &[&Tensor], rows: usize,
 struct PackTensors<'a> {
     /// From the first panel on.
     rows: &'a [&'a [f32]],
-    pairs: bool,
+    form: Form,
     /// [panel][words].
     out: &'a mut [[PairLine; 2]],
     words: usize,
@@ -39,25 +41,14 @@ impl Kernel for PackTensors<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { rows, pairs, out, words } = self;
-        let floats = if pairs { 2 * LANES } else { LANES };
+        let Self { rows, form, out, words } = self;
         for (panel, out) in out.chunks_mut(words).enumerate() {
             for (block, out) in out.chunks_mut(LANES).enumerate() {
                 for half in 0..PANEL / LANES {
                     let mut square = [[0; LANES]; LANES];
                     for (words, row) in square.iter_mut().zip(rows.iter().skip(panel * PANEL + half * LANES)) {
-                        let row = &row[block * floats..];
-                        let (low, high) = row[..row.len().min(floats)].split_at(row.len().min(LANES));
-                        let low = s.load_part(low, 0.0);
-                        if pairs {
-                            let mut both = [0.0; 2 * LANES];
-                            let (first, second) = both.as_chunks_mut::<LANES>().0.split_at_mut(1);
-                            s.store(low, &mut first[0]);
-                            s.store(s.load_part(high, 0.0), &mut second[0]);
-                            *words = s.neighbours(&both);
-                        } else {
-                            s.store(low, cast_mut(words));
-                        }
+                        let row = &row[block * form.floats()..];
+                        pack_line(s, form, &row[..row.len().min(form.floats())], words);
                     }
                     s.transpose(&mut square);
                     out.iter_mut().zip(square).for_each(|(out, words)| out[half].0 = words);

@@ -64,7 +64,8 @@ need() {
 # find_nvcc: the nvcc to compile with, as build.rs looks for it.
 find_nvcc() {
     local candidate
-    for candidate in "${NVCC:-}" "$(command -v nvcc || true)" target/cuda-toolchain/lib/python3*/site-packages/nvidia/cu13/bin/nvcc; do
+    for candidate in "${NVCC:-}" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "${CUDA_PATH:+$CUDA_PATH/bin/nvcc}" \
+        "$(command -v nvcc || true)" target/cuda-toolchain/lib/python3*/site-packages/nvidia/cu13/bin/nvcc; do
         if [ -x "$candidate" ]; then
             echo "$candidate"
             return

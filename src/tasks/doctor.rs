@@ -209,7 +209,7 @@ fn judge_cuda(cuda: &Cuda, request: DeviceRequest, findings: &mut Vec<Finding>) 
     // What is missing is a failure only for those who asked for a GPU.
     let missing = |check, message: String, help: &str| {
         let status = if matches!(request, DeviceRequest::Cuda(_)) { Status::Fail } else { Status::Info };
-        Finding { check, status, message, help: Some(help.into()) }
+        Finding { status, ..hint(check, message, help) }
     };
     if !cuda.built_in {
         findings.push(missing("kernels", "this build leaves GPUs out".into(), "build with the Cargo feature `cuda`"));
@@ -241,12 +241,11 @@ fn judge_cuda(cuda: &Cuda, request: DeviceRequest, findings: &mut Vec<Finding>) 
     if !cuda.gpus.is_empty() {
         findings.push(match &cuda.cublaslt {
             Some(version) => finding("cublaslt", Status::Ok, format!("cuBLASLt {version} is there for --gemm cublaslt")),
-            None => Finding {
-                check: "cublaslt",
-                status: Status::Info,
-                message: "no cuBLASLt (libcublasLt.so): --gemm native only".into(),
-                help: Some("for --gemm cublaslt put its folder, which CUDA's toolkit has, into LD_LIBRARY_PATH".into()),
-            },
+            None => hint(
+                "cublaslt",
+                "no cuBLASLt (libcublasLt.so): --gemm native only".into(),
+                "for --gemm cublaslt put its folder, which CUDA's toolkit has, into LD_LIBRARY_PATH",
+            ),
         });
     }
     for gpu in &cuda.gpus {
@@ -264,30 +263,28 @@ fn judge_cuda(cuda: &Cuda, request: DeviceRequest, findings: &mut Vec<Finding>) 
         }
         findings.push(match gpu.coverage {
             "machine_code" => finding("gpu", Status::Ok, what),
-            "ptx" => Finding {
-                check: "gpu",
-                status: Status::Info,
-                message: format!("{what}; kernels are compiled for it by the driver at the first start"),
-                help: Some("for code made for it add its compute capability to build.rs and build again".into()),
-            },
+            "ptx" => hint(
+                "gpu",
+                format!("{what}; kernels are compiled for it by the driver at the first start"),
+                "for code made for it add its compute capability to build.rs and build again",
+            ),
             _ => {
                 // Another GPU that is too old is no failure of the one that was asked for.
                 let other = matches!(request, DeviceRequest::Cuda(Some(asked)) if asked != gpu.ordinal);
                 let message = format!("{what}; older than 8.0, the oldest we have kernels for");
-                let found = missing("gpu", message, "use --device cpu, or another GPU");
-                if other { Finding { status: Status::Info, ..found } } else { found }
+                let help = "use --device cpu, or another GPU";
+                if other { hint("gpu", message, help) } else { missing("gpu", message, help) }
             }
         });
     }
     #[cfg(feature = "cuda")]
     findings.extend(cuda.nvml.iter().map(|gpu| finding("nvml", Status::Info, nvml_line(gpu))));
     if let Some(problem) = cuda.nvml_problem.as_ref().filter(|_| !cuda.gpus.is_empty()) {
-        findings.push(Finding {
-            check: "nvml",
-            status: Status::Info,
-            message: format!("no clocks, power and energy in reports: {problem}"),
-            help: Some("install NVML (libnvidia-ml.so.1), which comes with the NVIDIA driver".into()),
-        });
+        findings.push(hint(
+            "nvml",
+            format!("no clocks, power and energy in reports: {problem}"),
+            "install NVML (libnvidia-ml.so.1), which comes with the NVIDIA driver",
+        ));
     }
 }
 
@@ -314,8 +311,12 @@ fn finding(check: &'static str, status: Status, message: String) -> Finding {
     Finding { check, status, message, help: None }
 }
 
+fn hint(check: &'static str, message: String, help: &str) -> Finding {
+    Finding { check, status: Status::Info, message, help: Some(help.into()) }
+}
+
 fn warning(check: &'static str, message: String, help: &str) -> Finding {
-    Finding { check, status: Status::Warn, message, help: Some(help.into()) }
+    Finding { status: Status::Warn, ..hint(check, message, help) }
 }
 
 /// `23.4 GiB`.

@@ -172,9 +172,25 @@ pub(super) fn scale(heads: Heads) -> f32 {
     1.0 / (heads.head_dim as f32).sqrt()
 }
 
-/// Cosines and sines of one position that turn nothing: values stay as they are, however often an op runs.
-pub(super) fn no_rotation<B: Device>(backend: &B, half: usize) -> Result<[B::Tensor; 2]> {
-    Ok([backend.upload(1, half, &vec![1.0; half])?, backend.zeros(1, half)?])
+/// A rotation by nothing: values stay as they are, however often an op runs.
+pub(super) struct NoRotation<B: Device> {
+    cos: B::Tensor,
+    sin: B::Tensor,
+    positions: Vec<u32>,
+}
+
+impl<B: Device> NoRotation<B> {
+    /// Of `rows` rows whose heads have `head_dim` elements.
+    pub(super) fn new(backend: &B, rows: usize, head_dim: usize) -> Result<Self> {
+        let half = head_dim / 2;
+        let (cos, sin) = (backend.upload(1, half, &vec![1.0; half])?, backend.zeros(1, half)?);
+        Ok(Self { cos, sin, positions: vec![0; rows] })
+    }
+
+    /// Of the first `heads` heads of x.
+    pub(super) fn of<'a>(&'a self, x: &'a mut B::Tensor, heads: usize) -> RopeArgs<'a, B::Tensor> {
+        RopeArgs { x, heads, cos: &self.cos, sin: &self.sin, positions: &self.positions, interleaved: false }
+    }
 }
 
 fn attention<B: Backend + 'static>(on: &Backends<B>, case: AttentionCase) -> Result<Case> {
@@ -201,15 +217,8 @@ fn attention_paged<B: Backend + 'static>(on: &Backends<B>, case: AttentionCase) 
     let mut pages = backend.kv_pages(rows * pages_each as usize, heads)?;
     let slots: Vec<u32> = (0..count * pages_each * 16).collect();
     let mut kv = activations(&*backend, slots.len(), heads.qkv_cols())?;
-    let ([cos, sin], positions) = (no_rotation(&*backend, heads.head_dim / 2)?, vec![0; slots.len()]);
-    let rope = RopeArgs {
-        x: &mut kv,
-        heads: heads.heads + heads.kv_heads,
-        cos: &cos,
-        sin: &sin,
-        positions: &positions,
-        interleaved: false,
-    };
+    let rotation = NoRotation::new(&*backend, slots.len(), heads.head_dim)?;
+    let rope = rotation.of(&mut kv, heads.heads + heads.kv_heads);
     backend.kv_write(KvWriteArgs { pages: &mut pages, rope, heads, slots: &slots })?;
     let (qkv, mut y) = (activations(&*backend, rows, heads.qkv_cols())?, backend.scratch(rows, heads.q_cols())?);
     let ids: Vec<Vec<u32>> = (0..count).map(|r| (r * pages_each..(r + 1) * pages_each).collect()).collect();

@@ -1,7 +1,7 @@
 //! Ops that move memory: rows, columns, heads, caches. What counts is bytes, read and written, of data that may fit in a
 //! cache: a share above one says that it did.
 
-use super::cases::{Make, activations, count, no_rotation, tensor, weights};
+use super::cases::{Make, NoRotation, activations, count, tensor, weights};
 use super::{Backends, Case, Limit, Shape};
 use crate::error::Result;
 use crate::ops::cases::{ColsCase, HeadsCase, ModelSizes, RowsCase};
@@ -191,11 +191,10 @@ fn kv_write<B: Backend + 'static>(on: &Rows<B>, rows: usize, stride: usize) -> R
     let (backend, ModelSizes { heads, .. }) = (on.backend.clone(), on.sizes);
     let mut pages = backend.kv_pages((rows * stride).div_ceil(PAGE_TOKENS), heads)?;
     let slots: Vec<u32> = (0..rows).map(|row| count(row * stride)).collect::<Result<_>>()?;
-    let (mut qkv, rotated) = (activations(&*backend, rows, heads.qkv_cols())?, heads.heads + heads.kv_heads);
-    let ([cos, sin], positions) = (no_rotation(&*backend, heads.head_dim / 2)?, vec![0; rows]);
+    let mut qkv = activations(&*backend, rows, heads.qkv_cols())?;
+    let rotation = NoRotation::new(&*backend, rows, heads.head_dim)?;
     let call = move || {
-        let (x, cos, sin, positions) = (&mut qkv, &cos, &sin, positions.as_slice());
-        let rope = RopeArgs { x, heads: rotated, cos, sin, positions, interleaved: false };
+        let rope = rotation.of(&mut qkv, heads.heads + heads.kv_heads);
         backend.kv_write(KvWriteArgs { pages: &mut pages, rope, heads, slots: &slots })
     };
     let cols = heads.qkv_cols();

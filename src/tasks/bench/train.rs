@@ -2,7 +2,7 @@
 //! them: within a layer as the device likes it, the residual stream, the norms' gradients and those of parameters in f32. A batch
 //! is a micro-batch of 1024 rows at most.
 
-use super::cases::{Make, activations, count, flops, no_rotation, scale, sequences, starts, tensor, weights};
+use super::cases::{Make, NoRotation, activations, count, flops, scale, sequences, starts, tensor, weights};
 use super::rows::{Rows, optimiser};
 use super::{Backends, Case, Shape};
 use crate::error::Result;
@@ -10,7 +10,7 @@ use crate::ops::cases::{AttentionCase, HeadCase, HeadsCase, LinearCase, ModelSiz
 use crate::ops::{
     Adamw, AttentionBackwardArgs, CrossEntropyBackwardArgs, Device, DropoutArgs, DropoutMask, EmbeddingBackwardArgs,
     HeadNormBackwardArgs, LayerNormBackwardArgs, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs,
-    RmsNormBackwardArgs, RopeArgs, SwigluBackwardArgs, TrainingBackend,
+    RmsNormBackwardArgs, SwigluBackwardArgs, TrainingBackend,
 };
 use crate::tensor::Dtype;
 use std::sync::Arc;
@@ -193,12 +193,10 @@ fn head_norm_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Re
 
 fn rope_backward<B: TrainingBackend + 'static>(batch: &MicroBatch<B>) -> Result<Case> {
     let HeadsCase { heads, head_dim, behind, .. } = batch.on.sizes.rotated(batch.rows);
-    let (backend, half) = (batch.backend(), head_dim / 2);
-    let [cos, sin] = no_rotation(&*backend, half)?;
-    let (mut x, positions) = (batch.activations(heads * head_dim + behind)?, vec![0; batch.rows]);
+    let (backend, mut x) = (batch.backend(), batch.activations(heads * head_dim + behind)?);
+    let rotation = NoRotation::new(&*backend, batch.rows, head_dim)?;
     batch.case("rope_backward", heads * head_dim, 2.0 * batch.on.within(), move || {
-        let (x, cos, sin, positions) = (&mut x, &cos, &sin, positions.as_slice());
-        backend.rope_backward(RopeArgs { x, heads, cos, sin, positions, interleaved: false })
+        backend.rope_backward(rotation.of(&mut x, heads))
     })
 }
 

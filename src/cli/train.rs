@@ -167,7 +167,7 @@ impl Train {
         if let Some(initial) = &initial {
             set_pairs(&mut model, initial)?;
         }
-        model.decoder().make_ready(model.plan(), ui.progress(), "no update was made")?;
+        model.make_ready(ui.progress(), "no update was made")?;
         let request = Request {
             out: self.out.clone(),
             order,

@@ -118,22 +118,6 @@ impl<B: Backend> Decoder<B> {
         self.lora.as_mut()
     }
 
-    /// Weights of a layer, to be changed; it stays resident from now on, since the folder no longer has them.
-    ///
-    /// # Errors
-    /// As [`LayerWeights::load`].
-    pub fn layer_mut(&mut self, layer: usize) -> Result<&mut LayerWeights<B>> {
-        self.residency = Residency::Resident;
-        // Whoever still holds the weights keeps them as they were.
-        let shared = self.layers[layer].get_mut().is_some_and(|weights| Arc::get_mut(weights).is_none());
-        if shared {
-            self.layers[layer] = OnceLock::new();
-        }
-        self.layer(layer)?;
-        let missing = || Error::request(format!("layer {layer} is in use and cannot be changed"));
-        self.layers[layer].get_mut().and_then(Arc::get_mut).ok_or_else(missing)
-    }
-
     /// Another embedding, which is the head too where they are tied.
     pub fn set_embed(&mut self, embed: B::Matrix) {
         self.embed = embed;
@@ -172,13 +156,13 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
-    /// Brings the head and the plan's layers into the form the device computes with, so that no later pass pays for it.
+    /// Brings the head and these layers into the form the device computes with, so that no later pass pays for it.
     /// Layers that are streamed are made anew each time and stay away.
     ///
     /// # Errors
     /// As [`LayerWeights::load`]; [`Error::Data`] for a weight that is not finite; [`Error::Interrupted`].
-    pub fn make_ready(&self, plan: &LayerPlan, progress: &dyn Progress, kept: &str) -> Result<()> {
-        let layers = if self.residency == Residency::Resident { plan.kept() } else { &[] };
+    pub fn make_ready(&self, layers: &[usize], progress: &dyn Progress, kept: &str) -> Result<()> {
+        let layers = if self.residency == Residency::Resident { layers } else { &[] };
         progress.begin("loading weights", 1 + layers.len() as u64);
         self.backend.make_ready(self.head())?;
         progress.advance(1);

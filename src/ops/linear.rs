@@ -120,6 +120,15 @@ impl<T: Shaped> LinearBackwardBiasArgs<'_, T> {
     }
 }
 
+/// Which product a matrix of tensors is made for; a device may hold one form for both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// y = x W^T, and all else that takes a matrix.
+    Forward,
+    /// d_x = d_y W, of layers that are made anew for each pass. [`Embedding`](super::Embedding) does not take such a matrix.
+    Backward,
+}
+
 /// Gradients of y = x W^T + bias, and matrices whose values change. Sums are f32 chains in a fixed order: over out_features for
 /// d_x, over rows for d_weight and d_bias. bf16 arithmetic rounds both factors of a product to bf16, as the forward pass does.
 pub trait LinearBackward: Device {
@@ -146,5 +155,5 @@ pub trait LinearBackward: Device {
     ///
     /// # Errors
     /// [`Error::Shape`]; [`Error::Device`] when memory is short.
-    fn prepare_tensors(&self, parts: &[&Self::Tensor]) -> Result<Self::Matrix>;
+    fn prepare_tensors(&self, parts: &[&Self::Tensor], direction: Direction) -> Result<Self::Matrix>;
 }

@@ -45,7 +45,9 @@ pub use embedding::{Embedding, EmbeddingArgs, EmbeddingBackward, EmbeddingBackwa
 pub use fill::Fill;
 pub use kv_cache::{AttentionPagedArgs, KvCache, KvWriteArgs, PAGE_TOKENS, PagedRow};
 pub use layer_norm::{HeadNormArgs, HeadNormBackwardArgs, LayerNorm, LayerNormArgs, LayerNormBackward, LayerNormBackwardArgs};
-pub use linear::{Linear, LinearArgs, LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs};
+pub use linear::{
+    Direction, Linear, LinearArgs, LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs,
+};
 pub use nf4::Nf4;
 pub use rms_norm::{RmsNorm, RmsNormArgs, RmsNormBackward, RmsNormBackwardArgs};
 pub use rope::{Rope, RopeArgs, RopeBackward};

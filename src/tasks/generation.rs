@@ -83,7 +83,7 @@ pub fn texts<B: Backend>(
         |tokens: &[u32]| !stops.is_empty() && decode(tokens).is_ok_and(|text| stops.iter().any(|s| text.contains(s.as_str())));
     let request = GenerateRequest { plan, variants: &[None], prompts: &ids, options, stop: &stop, kept };
     if !missing.is_empty() {
-        decoder.make_ready(plan, progress, kept)?;
+        decoder.make_ready(plan.kept(), progress, kept)?;
     }
     let load_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();

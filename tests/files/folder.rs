@@ -144,7 +144,7 @@ fn making_ready_reads_the_weights_that_will_run_and_no_others() {
     let make_ready = |residency, skip: &[usize]| {
         let backend = CpuBackend::new(Dtype::F32, Some(1)).unwrap();
         let decoder = Decoder::new(backend, ModelFolder::open(folder.path()).unwrap(), residency, 4).unwrap();
-        decoder.make_ready(&LayerPlan::without(3, skip).unwrap(), &Silent, "")
+        decoder.make_ready(LayerPlan::without(3, skip).unwrap().kept(), &Silent, "")
     };
     make_ready(Residency::Resident, &[1]).unwrap();
     make_ready(Residency::Streamed, &[]).unwrap();

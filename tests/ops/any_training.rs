@@ -220,10 +220,12 @@ impl LinearBackward for Any {
         }
     }
 
-    fn prepare_tensors(&self, parts: &[&Tensor]) -> Result<Matrix> {
+    fn prepare_tensors(&self, parts: &[&Tensor], direction: Direction) -> Result<Matrix> {
         match self {
-            Self::Cpu(b) => b.prepare_tensors(&parts.iter().map(|t| t.cpu()).collect::<Vec<_>>()).map(Matrix::Cpu),
-            Self::Cuda(b, _) => b.prepare_tensors(&parts.iter().map(|t| t.cuda()).collect::<Vec<_>>()).map(Matrix::Cuda),
+            Self::Cpu(b) => b.prepare_tensors(&parts.iter().map(|t| t.cpu()).collect::<Vec<_>>(), direction).map(Matrix::Cpu),
+            Self::Cuda(b, _) => {
+                b.prepare_tensors(&parts.iter().map(|t| t.cuda()).collect::<Vec<_>>(), direction).map(Matrix::Cuda)
+            }
         }
     }
 }

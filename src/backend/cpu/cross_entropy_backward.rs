@@ -166,13 +166,15 @@ impl CrossEntropyBackward for CpuBackend {
         if rows == 0 || vocab == 0 {
             return Ok(losses);
         }
-        let (packed, transposed) = (head.packed(self)?, head.transposed(self)?);
+        let (packed, transposed) = (head.packed(self)?, head.transposed_once(self)?);
         let (temperature, mix) = distillation.as_ref().map_or((1.0, 0.0), |d| (d.temperature, d.mix));
         let loss = Loss { logit_scale, scale, temperature, mix };
         let teacher = distillation.as_ref().map(|Distillation { teacher, .. }| teacher);
         let sides = 1 + usize::from(matches!(teacher, Some(Teacher::States { .. })));
         let bytes = if d_head.is_some() { LOGITS_BYTES_WITH_HEAD } else { LOGITS_BYTES };
-        let at_once = (bytes / (4 * vocab * sides)).clamp(16, rows.max(16)).min(rows);
+        let fitting = (bytes / (4 * vocab * sides)).clamp(16, rows.max(16));
+        // Pieces of equal size: a small last one would take as much memory.
+        let at_once = rows.div_ceil(rows.div_ceil(fitting));
         let (mut logits, mut teacher_logits): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
         set_len(&mut logits, at_once * vocab, 0.0)?;
         set_len(&mut teacher_logits, (sides - 1) * at_once * vocab, 0.0)?;
@@ -211,7 +213,7 @@ impl CrossEntropyBackward for CpuBackend {
                 y: &mut d_x.data[elements],
                 x: logits,
                 rows: count,
-                packed: transposed,
+                packed: transposed.packed(),
                 outputs: cols,
                 cols: vocab,
                 bias: None,

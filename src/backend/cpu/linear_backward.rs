@@ -10,7 +10,7 @@ use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Matrix, Tensor};
 use crate::error::Result;
-use crate::ops::{LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs, Shaped};
+use crate::ops::{Direction, LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs, Shaped};
 use std::ops::Range;
 
 /// Rows whose products are summed before they are added to d_W: what is packed of them stays near.
@@ -289,7 +289,7 @@ impl LinearBackward for CpuBackend {
         Ok(())
     }
 
-    fn prepare_tensors(&self, parts: &[&Tensor]) -> Result<Matrix> {
-        Matrix::from_tensors(self, parts)
+    fn prepare_tensors(&self, parts: &[&Tensor], direction: Direction) -> Result<Matrix> {
+        Matrix::from_tensors(self, parts, direction)
     }
 }

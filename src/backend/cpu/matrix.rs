@@ -9,7 +9,7 @@ use super::nf4::Nf4Panels;
 use super::simd::{Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor, transpose};
 use crate::error::{Error, Result};
-use crate::ops::{Shaped, expect};
+use crate::ops::{Direction, Shaped, expect};
 use crate::tensor::{Dtype, HostTensor};
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::{bf16, f16};
@@ -137,25 +137,29 @@ impl Matrix {
         let once = |packed: &Packed| transpose::transposed(packed, self.rows, self.cols, backend).map(Lent::Once);
         match &self.nf4 {
             Some(nf4) => once(&nf4.widen(backend)?),
-            None if self.parts.is_empty() => once(self.packed(backend)?),
+            None if self.parts.is_empty() && self.transposed.get().is_none() => once(self.packed(backend)?),
             None => self.transposed(backend).map(Lent::Kept),
         }
     }
 
-    /// From tensors with equal columns, stacked: packed at once, since they may change.
-    pub(super) fn from_tensors(backend: &CpuBackend, parts: &[&Tensor]) -> Result<Self> {
+    /// From tensors with equal columns, stacked: packed at once, since they may change, in the form that `direction` multiplies with.
+    pub(super) fn from_tensors(backend: &CpuBackend, parts: &[&Tensor], direction: Direction) -> Result<Self> {
         let cols = parts.first().map_or(0, |part| part.cols);
         let mut rows = 0;
         for part in parts {
             expect("prepare_tensors", "parts", *part, part.rows, cols)?;
             rows += part.rows;
         }
-        let packed = OnceLock::from(transpose::pack_tensors(backend, parts, rows, cols)?);
-        Ok(Self { rows, cols, packed, ..Self::empty() })
+        let all: Vec<&[f32]> = parts.iter().flat_map(|part| part.data.chunks_exact(cols.max(1))).collect();
+        let empty = Self { rows, cols, ..Self::empty() };
+        Ok(match direction {
+            Direction::Forward => Self { packed: transpose::pack_rows(backend, &all, cols)?.into(), ..empty },
+            Direction::Backward => Self { transposed: transpose::pack_transposed(backend, &all, cols)?.into(), ..empty },
+        })
     }
 
     /// The packed form of the transpose, made now if this is its first use.
-    pub(super) fn transposed(&self, backend: &CpuBackend) -> Result<&Packed> {
+    fn transposed(&self, backend: &CpuBackend) -> Result<&Packed> {
         if let Some(transposed) = self.transposed.get() {
             return Ok(transposed);
         }
@@ -212,6 +216,10 @@ impl Matrix {
         }
         if let Some(nf4) = &self.nf4 {
             let packed = nf4.widen(backend)?;
+            return Ok(self.packed.get_or_init(|| packed));
+        }
+        if let (true, Some(transposed)) = (self.parts.is_empty(), self.transposed.get()) {
+            let packed = transpose::transposed(transposed, self.cols, self.rows, backend)?;
             return Ok(self.packed.get_or_init(|| packed));
         }
         // bf16 embeds in f32: weights that the file holds in bf16 stay in two bytes whatever the arithmetic.

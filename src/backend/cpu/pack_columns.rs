@@ -63,6 +63,27 @@ impl Factors {
         words.map(f32::to_bits)
     }
 
+    /// Word `k` of the panels of `columns`, [panel][words][32], from one row and, for pairs, the next, which may be missing.
+    #[inline(always)]
+    pub(super) fn slabs<S: Simd>(
+        self,
+        s: S,
+        [first, second]: [&[f32]; 2],
+        columns: Range<usize>,
+        out: &mut [PairLine],
+        words: usize,
+        k: usize,
+    ) {
+        for (panel, start) in columns.clone().step_by(PANEL).enumerate() {
+            let out = &mut out[PANEL_LINES * (panel * words + k)..][..PANEL_LINES];
+            for (out, start) in out.iter_mut().zip((start..).step_by(LANES)) {
+                let part = start.min(columns.end)..(start + LANES).min(columns.end);
+                let second = if second.is_empty() { second } else { &second[part.clone()] };
+                out.0 = self.words(s, &first[part], second);
+            }
+        }
+    }
+
     /// Packed columns, [panel][words][32], by panels.
     #[inline(always)]
     pub(super) fn panels(self, packed: &[PairLine], words: usize) -> impl Iterator<Item = Panel<'_>> {
@@ -97,15 +118,7 @@ impl Kernel for PackPanels<'_> {
     fn run<S: Simd>(self, s: S) {
         let Self { factors, x, cols, columns, out, words } = self;
         for (k, rows) in x.chunks(factors.rows_a_word() * cols).enumerate() {
-            let (first, second) = rows.split_at(cols);
-            for (panel, start) in columns.clone().step_by(PANEL).enumerate() {
-                let out = &mut out[PANEL_LINES * (panel * words + k)..][..PANEL_LINES];
-                for (out, start) in out.iter_mut().zip((start..).step_by(LANES)) {
-                    let part = start.min(columns.end)..(start + LANES).min(columns.end);
-                    let second = if second.is_empty() { second } else { &second[part.clone()] };
-                    out.0 = factors.words(s, &first[part], second);
-                }
-            }
+            factors.slabs(s, rows.split_at(cols).into(), columns.clone(), out, words, k);
         }
         let filled = PANEL_LINES * x.len().div_ceil(cols * factors.rows_a_word());
         for panel in out.chunks_exact_mut(PANEL_LINES * words) {

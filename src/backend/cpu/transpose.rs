@@ -1,33 +1,71 @@
-//! Packed forms that are not made from a file: of tensors (parameters after a step), and of a packed matrix transposed, which
-//! is what d_x = d_y W multiplies with.
-//!
-//! Both go square by square of 16 x 16 words, from cache to cache.
+//! Packed forms that are not made from a file: of tensors (parameters that are trained), and transposes, which are what d_x = d_y W
+//! multiplies with: of tensors by copying slabs of 32 columns, of a packed matrix, like the form of tensors that is not transposed,
+//! square by square of 16 x 16 words, from cache to cache.
 
+use super::CpuBackend;
 use super::gemm::{Form, pack_line};
 use super::matrix::{PANEL, Packed, panels_per_task};
+use super::pack_columns::{Factors, PANEL_LINES};
 use super::simd::{Kernel, LANES, Line, PairLine, Simd};
-use super::{CpuBackend, Tensor};
 use crate::error::Result;
 use crate::tensor::Dtype;
 use bytemuck::{cast_slice, cast_slice_mut};
+use std::ops::Range;
 
-/// The panels of tensors with `cols` columns, stacked.
-pub(super) fn pack_tensors(backend: &CpuBackend, parts: &[&Tensor], rows: usize, cols: usize) -> Result<Packed> {
-    let rows_of: Vec<&[f32]> = parts.iter().flat_map(|part| part.data.chunks_exact(cols.max(1))).collect();
+/// The panels of `rows` of `cols` values.
+pub(super) fn pack_rows(backend: &CpuBackend, rows: &[&[f32]], cols: usize) -> Result<Packed> {
     let pairs = backend.compute == Dtype::Bf16;
     let words = if pairs { cols.div_ceil(2) } else { cols };
-    let mut memory = backend.spare.lend(2 * rows.div_ceil(PANEL) * words)?;
+    let mut memory = backend.spare.lend(2 * rows.len().div_ceil(PANEL) * words)?;
     let out = cast_slice_mut::<u8, [PairLine; 2]>(&mut memory);
     backend.pool.chunks(out, words.max(1) * panels_per_task(words), |first, out| {
         let form = if pairs { Form::Pairs } else { Form::F32 };
-        let kernel = PackTensors { rows: &rows_of[first / words * PANEL..], form, out, words };
+        let kernel = PackRows { rows: &rows[first / words * PANEL..], form, out, words };
         if pairs { backend.isa.run_dot(kernel) } else { backend.isa.run(kernel) }
     });
     Ok(if pairs { Packed::Bf16(memory) } else { Packed::F32(memory) })
 }
 
+/// The panels of the transpose of `rows` of `cols` values.
+pub(super) fn pack_transposed(backend: &CpuBackend, rows: &[&[f32]], cols: usize) -> Result<Packed> {
+    let pairs = backend.compute == Dtype::Bf16;
+    let factors = if pairs { Factors::Pairs } else { Factors::F32 };
+    let words = rows.len().div_ceil(factors.rows_a_word());
+    let mut memory = backend.spare.lend(PANEL_LINES * cols.div_ceil(PANEL) * words)?;
+    let panel = PANEL_LINES * words.max(1);
+    backend.pool.chunks(cast_slice_mut(&mut memory), panel * panels_per_task(words), |first, out: &mut [PairLine]| {
+        let start = first / panel * PANEL;
+        let columns = start..(start + out.len() / panel * PANEL).min(cols);
+        factors.run(backend.isa, PackTransposed { factors, rows, columns, out, words });
+    });
+    Ok(if pairs { Packed::Bf16(memory) } else { Packed::F32(memory) })
+}
+
+/// Some columns of rows as panels.
+struct PackTransposed<'a> {
+    factors: Factors,
+    rows: &'a [&'a [f32]],
+    columns: Range<usize>,
+    /// [panel][words][32].
+    out: &'a mut [PairLine],
+    words: usize,
+}
+
+impl Kernel for PackTransposed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { factors, rows, columns, out, words } = self;
+        for (k, rows) in rows.chunks(factors.rows_a_word()).enumerate() {
+            let pair = [rows[0], rows.get(1).copied().unwrap_or_default()];
+            factors.slabs(s, pair, columns.clone(), out, words, k);
+        }
+    }
+}
+
 /// Rows as panels of f32 or of bf16 pairs.
-struct PackTensors<'a> {
+struct PackRows<'a> {
     /// From the first panel on.
     rows: &'a [&'a [f32]],
     form: Form,
@@ -36,7 +74,7 @@ struct PackTensors<'a> {
     words: usize,
 }
 
-impl Kernel for PackTensors<'_> {
+impl Kernel for PackRows<'_> {
     type Output = ();
 
     #[inline(always)]

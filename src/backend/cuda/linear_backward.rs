@@ -5,7 +5,8 @@ use super::matrix::stride;
 use super::{CudaBackend, Dense, Matrix, Storage, Tensor, kernel_for, kernels, size};
 use crate::error::Result;
 use crate::ops::{
-    Cols, LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs, Shaped, TakeColsArgs,
+    Cols, Direction, LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs, Shaped,
+    TakeColsArgs,
 };
 use bytemuck::NoUninit;
 use std::mem::offset_of;
@@ -237,7 +238,7 @@ impl LinearBackward for CudaBackend {
         self.gpu.launch(kernel, geometry, &[d_bias.write(), d_y.read().from_element(first_col)], sizes)
     }
 
-    fn prepare_tensors(&self, parts: &[&Tensor]) -> Result<Matrix> {
+    fn prepare_tensors(&self, parts: &[&Tensor], _direction: Direction) -> Result<Matrix> {
         Dense::from_tensors(self, parts).map(Matrix::Dense)
     }
 }

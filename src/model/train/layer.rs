@@ -34,25 +34,34 @@ pub(super) enum Need {
     Gradient,
 }
 
-/// What a layer's forward pass leaves for its gradients.
+/// What a layer's forward pass leaves for its gradients; the rest of it is in [`Recomputed`].
 pub(super) struct Activations<B: TrainingBackend> {
-    normed: B::Tensor,
     /// q and k before their norm, where they have one.
     qkv_before_norm: B::Tensor,
     /// q and k rotated.
     qkv: B::Tensor,
     attended: B::Tensor,
-    /// The residual stream between attention and MLP, and its norm; a parallel block has neither.
+    /// The residual stream between attention and MLP; a parallel block has none.
     middle: B::Tensor,
-    middle_normed: B::Tensor,
     gate_up: B::Tensor,
-    activated: B::Tensor,
     /// x A^T of each pair.
     lora: [B::Tensor; LinearName::ALL.len()],
 }
 
+/// Activations of the layer at hand that are a third of all and follow from the others without a product: computed again for its
+/// gradients rather than kept.
+struct Recomputed<B: TrainingBackend> {
+    /// Norm of the layer's input.
+    normed: B::Tensor,
+    /// Norm of `middle`.
+    middle_normed: B::Tensor,
+    /// SwiGLU of `gate_up`.
+    activated: B::Tensor,
+}
+
 /// Room for what lives within a layer's pass; memory is kept from layer to layer.
 pub(super) struct Work<B: TrainingBackend> {
+    recomputed: Recomputed<B>,
     /// [rows, hidden_size].
     d_normed: B::Tensor,
     /// [rows, qkv_cols].
@@ -88,14 +97,11 @@ impl<B: TrainingBackend> Activations<B> {
         let empty = || backend.scratch(0, 0);
         let [a, b, c, d, e, f, g] = [empty()?, empty()?, empty()?, empty()?, empty()?, empty()?, empty()?];
         Ok(Self {
-            normed: empty()?,
             qkv_before_norm: empty()?,
             qkv: empty()?,
             attended: empty()?,
             middle: backend.zeros(0, 0)?,
-            middle_normed: empty()?,
             gate_up: empty()?,
-            activated: empty()?,
             lora: [a, b, c, d, e, f, g],
         })
     }
@@ -103,12 +109,12 @@ impl<B: TrainingBackend> Activations<B> {
     /// Elements a row of a batch takes.
     pub(super) fn row_elements(config: &DecoderConfig, lora_rank: usize) -> usize {
         let heads = config.heads();
-        let normed = if config.architecture == Architecture::Cohere { 1 } else { 3 };
+        let middle = usize::from(config.architecture != Architecture::Cohere);
         let qkv = if config.use_qk_norm { 2 } else { 1 };
-        normed * config.hidden_size
+        middle * config.hidden_size
             + qkv * heads.qkv_cols()
             + heads.q_cols()
-            + 3 * config.intermediate_size
+            + 2 * config.intermediate_size
             + LinearName::ALL.len() * lora_rank
     }
 }
@@ -117,6 +123,7 @@ impl<B: TrainingBackend> Work<B> {
     pub(super) fn new(backend: &B) -> Result<Self> {
         let empty = || backend.scratch(0, 0);
         Ok(Self {
+            recomputed: Recomputed { normed: empty()?, middle_normed: empty()?, activated: empty()? },
             // Several products add to it.
             d_normed: backend.zeros(0, 0)?,
             d_qkv: empty()?,
@@ -165,8 +172,8 @@ impl<B: TrainingBackend> Pass<'_, B> {
         need: Need,
     ) -> Result<()> {
         let (backend, config, heads, rows) = (self.decoder.backend(), self.decoder.config(), self.heads(), x.rows());
-        let Activations { normed, qkv_before_norm, qkv, attended, middle, middle_normed, gate_up, activated, lora } = kept;
-        let pair = &mut work.pair;
+        let Activations { qkv_before_norm, qkv, attended, middle, gate_up, lora } = kept;
+        let Work { recomputed: Recomputed { normed, middle_normed, activated }, pair, .. } = work;
         backend.resize(normed, rows, config.hidden_size)?;
         backend.resize(qkv, rows, heads.qkv_cols())?;
         backend.resize(attended, rows, heads.q_cols())?;
@@ -337,8 +344,28 @@ impl<B: TrainingBackend> Pass<'_, B> {
         self.forward(weights, &mut own_input, kept, work, Need::Gradient)
     }
 
+    /// What a layer that kept its activations did not keep.
+    pub(super) fn recompute(
+        &self,
+        weights: &LayerWeights<B>,
+        input: &B::Tensor,
+        kept: &Activations<B>,
+        work: &mut Work<B>,
+    ) -> Result<()> {
+        let (backend, config, rows) = (self.decoder.backend(), self.decoder.config(), input.rows());
+        let Recomputed { normed, middle_normed, activated } = &mut work.recomputed;
+        backend.resize(normed, rows, config.hidden_size)?;
+        backend.resize(activated, rows, config.intermediate_size)?;
+        norm(backend, config, normed, input, &weights.input_norm)?;
+        if let Some(post_norm) = &weights.post_norm {
+            backend.resize(middle_normed, rows, config.hidden_size)?;
+            norm(backend, config, middle_normed, &kept.middle, post_norm)?;
+        }
+        backend.swiglu(SwigluArgs { y: activated, gate_up: &kept.gate_up })
+    }
+
     /// From the gradient `d` of the layer's output to that of its input, in place. `kept`: the activations of its forward
-    /// pass from `input`. `need_input`: whether anything before the layer is trained.
+    /// pass from `input`; what is recomputed lies in `work`. `need_input`: whether anything before the layer is trained.
     #[expect(clippy::too_many_arguments, reason = "a layer's state lies in as many places; each is of a type of its own")]
     pub(super) fn backward(
         &self,
@@ -352,8 +379,9 @@ impl<B: TrainingBackend> Pass<'_, B> {
     ) -> Result<()> {
         let (backend, config, heads, layer) = (self.decoder.backend(), self.decoder.config(), self.heads(), weights.layer);
         let rows = d.rows();
-        let Activations { normed, qkv_before_norm, qkv, attended, middle, middle_normed, gate_up, activated, lora } = kept;
-        let Work { d_normed, d_qkv, d_attended, d_activated, d_gate_up, d_rounded, pair } = work;
+        let Activations { qkv_before_norm, qkv, attended, middle, gate_up, lora } = kept;
+        let Work { recomputed, d_normed, d_qkv, d_attended, d_activated, d_gate_up, d_rounded, pair } = work;
+        let Recomputed { normed, middle_normed, activated } = &*recomputed;
         let sequential = weights.post_norm.is_some();
         let mlp_input = if sequential { middle_normed } else { normed };
 

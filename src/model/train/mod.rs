@@ -5,25 +5,28 @@
 mod layer;
 mod objective;
 mod parameter;
+mod weights;
 
 pub use objective::{BatchLoss, BatchTargets, Objective};
 pub use parameter::{LoraSpec, Parameter, Trainable};
 
 use super::batch::Batch;
-use super::block::{Scratch, norm};
+use super::block::{Context, Scratch, norm};
 use super::config::Architecture;
 use super::decoder::Decoder;
 use super::layer_plan::LayerPlan;
 use super::layer_weights::LayerWeights;
-use super::linear_name::{LinearName, Stack};
-use super::lora::{Lora, LoraPair};
+use super::linear_name::LinearName;
+use super::lora::Lora;
 use crate::error::Result;
 use crate::ops::{
-    AddColsArgs, CrossEntropyBackwardArgs, DropoutMask, EmbeddingBackwardArgs, GatherRowsArgs, LayerNormBackwardArgs,
+    CrossEntropyBackwardArgs, Direction, DropoutMask, EmbeddingBackwardArgs, GatherRowsArgs, LayerNormBackwardArgs,
     RmsNormBackwardArgs, ScatterRowsArgs, Shaped, TokenLosses, TrainingBackend,
 };
+use crate::progress::Progress;
 use layer::{Activations, Need, Pass, Work};
 use parameter::{Parameters, Place};
+use std::sync::Arc;
 
 /// A decoder some of whose parameters are trained.
 pub struct Differentiable<B: TrainingBackend> {
@@ -68,7 +71,8 @@ impl<B: TrainingBackend> Differentiable<B> {
         Ok(new)
     }
 
-    /// The decoder with the parameters' values as of the last [`refresh`](Self::refresh), adapter included.
+    /// The decoder. What it holds of trained parameters, a LoRA adapter among them, has the values of the last
+    /// [`refresh`](Self::refresh); layers that are trained whole are not in it.
     pub fn decoder(&self) -> &Decoder<B> {
         &self.decoder
     }
@@ -109,6 +113,17 @@ impl<B: TrainingBackend> Differentiable<B> {
         self.kept_layers = layers;
     }
 
+    /// Gives the activations' memory back until the next batch: while results are copied and written it is of no use.
+    pub fn release(&mut self) {
+        self.activations.clear();
+        self.inputs.clear();
+    }
+
+    /// Whether LoRA pairs are trained, and not the model's own weights.
+    pub fn is_adapter(&self) -> bool {
+        self.lora.is_some()
+    }
+
     /// Bytes that the activations of one layer take for each row of a batch.
     pub fn activation_bytes_a_row(&self) -> u64 {
         let rank = self.lora.as_ref().map_or(0, |spec| spec.r);
@@ -126,39 +141,58 @@ impl<B: TrainingBackend> Differentiable<B> {
         Ok(())
     }
 
-    /// Carries the parameters' values into the decoder. To be called after every change.
+    /// Carries the values of pairs, embedding, head and final norm into the decoder. To be called after every change.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) when memory is short; [`Error::Data`](crate::Error::Data) for a missing tensor.
+    /// [`Error::Device`](crate::Error::Device) when memory is short.
     pub fn refresh(&mut self) -> Result<()> {
         let Self { decoder, parameters, plan, lora, .. } = self;
         if let Some(embed) = parameters.at(Place::Embed) {
-            let embed = decoder.backend().prepare_tensors(&[&embed.value])?;
+            let embed = decoder.backend().prepare_tensors(&[&embed.value], Direction::Forward)?;
             decoder.set_embed(embed);
         }
         if let (Some(head), false) = (parameters.at(Place::Head), decoder.config().tie_word_embeddings) {
-            let head = decoder.backend().prepare_tensors(&[&head.value])?;
+            let head = decoder.backend().prepare_tensors(&[&head.value], Direction::Forward)?;
             decoder.set_head(head);
         }
         if let Some(norm) = parameters.at(Place::FinalNorm) {
-            let fresh = copied(decoder.backend(), &norm.value)?;
+            let fresh = weights::copied(decoder.backend(), &norm.value)?;
             *decoder.final_norm_mut() = fresh;
         }
-        for &layer in plan.kept() {
-            if let Some(spec) = lora {
-                refresh_lora(decoder, parameters, layer, spec.scale())?;
-            } else if parameters.at(Place::InputNorm(layer)).is_some() {
-                refresh_layer(decoder, parameters, layer)?;
-            }
+        if let Some(spec) = lora {
+            plan.kept().iter().try_for_each(|&layer| weights::set_pairs(decoder, parameters, layer, spec.scale()))?;
         }
         Ok(())
+    }
+
+    /// Weights of a layer for one pass. One that is trained whole is made of its parameters anew each time: in the dtype of the
+    /// computation it would be in memory a second time otherwise, and the numbers are read for a micro-batch of many rows.
+    fn weights(&self, layer: usize, direction: Direction) -> Result<Arc<LayerWeights<B>>> {
+        match self.is_trained(layer) {
+            true => weights::of_parameters(&self.decoder, &self.parameters, layer, direction).map(Arc::new),
+            false => self.decoder.layer(layer),
+        }
+    }
+
+    /// Whether the layer is trained whole.
+    fn is_trained(&self, layer: usize) -> bool {
+        self.parameters.at(Place::InputNorm(layer)).is_some()
+    }
+
+    /// Brings what is not trained into the form the device computes with, so that no later pass pays for it.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::make_ready`].
+    pub fn make_ready(&self, progress: &dyn Progress, kept: &str) -> Result<()> {
+        let frozen: Vec<usize> = self.plan.kept().iter().copied().filter(|&layer| !self.is_trained(layer)).collect();
+        self.decoder.make_ready(&frozen, progress, kept)
     }
 
     /// The kept layer at which the backward pass may end, and whether it goes on to the embedding.
     fn first_layer(&self) -> (usize, bool) {
         let embed = self.parameters.at(Place::Embed).is_some();
         let trained = |&layer: &usize| {
-            self.parameters.at(Place::InputNorm(layer)).is_some()
+            self.is_trained(layer)
                 || LinearName::ALL.into_iter().any(|name| self.parameters.at(Place::LoraA(layer, name)).is_some())
         };
         let kept = self.plan.kept();
@@ -206,7 +240,7 @@ impl<B: TrainingBackend> Differentiable<B> {
                 backend.resize(input, x.rows(), x.cols())?;
                 backend.copy(input, &x)?;
             }
-            let weights = self.decoder.layer(layer)?;
+            let weights = self.weights(layer, Direction::Forward)?;
             let activations = &mut self.activations[if index >= first { place(index) } else { 0 }];
             pass.forward(&weights, &mut x, activations, &mut self.work, Need::Output)?;
         }
@@ -236,13 +270,17 @@ impl<B: TrainingBackend> Differentiable<B> {
         backend.fill(&mut d, 0.0)?;
         backend.scatter_rows(ScatterRowsArgs { y: &mut d, x: d_picked, rows: targets.rows })?;
         for (index, &layer) in kept.iter().enumerate().skip(first).rev() {
-            let weights = self.decoder.layer(layer)?;
             let input = &self.inputs[index - first];
-            let need = index > first || to_embedding;
-            let activations = &mut self.activations[place(index)];
             if place(index) == 0 {
-                pass.again(&weights, input, activations, &mut self.work)?;
+                let weights = self.weights(layer, Direction::Forward)?;
+                pass.again(&weights, input, &mut self.activations[0], &mut self.work)?;
             }
+            let weights = self.weights(layer, Direction::Backward)?;
+            let activations = &self.activations[place(index)];
+            if place(index) > 0 {
+                pass.recompute(&weights, input, activations, &mut self.work)?;
+            }
+            let need = index > first || to_embedding;
             pass.backward(&weights, input, &mut d, activations, &mut self.work, &mut self.parameters, need)?;
         }
         if let Some(d_table) = self.parameters.grad(Place::Embed) {
@@ -257,73 +295,14 @@ impl<B: TrainingBackend> Differentiable<B> {
     /// # Errors
     /// Those of the ops.
     pub fn losses(&mut self, batch: &Batch, targets: BatchTargets<'_>, reference: Option<&B::Tensor>) -> Result<TokenLosses> {
-        let x = self.decoder.forward(batch, &self.plan, &mut self.scratch, |_, _| Ok(()))?;
+        let mut x = self.decoder.embed(&batch.ids)?;
+        for &layer in self.plan.kept() {
+            let weights = self.weights(layer, Direction::Forward)?;
+            let context = Context::Packed { starts: &batch.starts };
+            self.decoder.run_layer(&weights, &mut x, &batch.positions, context, &mut self.scratch)?;
+        }
         self.decoder.losses(&self.decoder.normed_rows(&x, targets.rows)?, targets.tokens, reference)
     }
-}
-
-/// A tensor of its own with the same values.
-fn copied<B: TrainingBackend>(backend: &B, x: &B::Tensor) -> Result<B::Tensor> {
-    let mut y = backend.zeros(x.rows(), x.cols())?;
-    backend.copy(&mut y, x)?;
-    Ok(y)
-}
-
-/// The layer's LoRA pairs from the parameters' values.
-fn refresh_lora<B: TrainingBackend>(
-    decoder: &mut Decoder<B>,
-    parameters: &Parameters<B>,
-    layer: usize,
-    scale: f32,
-) -> Result<()> {
-    for name in LinearName::ALL {
-        let pair = parameters.at(Place::LoraA(layer, name)).zip(parameters.at(Place::LoraB(layer, name)));
-        let Some((a, b)) = pair else { continue };
-        let backend = decoder.backend();
-        let pair = LoraPair { a: backend.prepare_tensors(&[&a.value])?, b: backend.prepare_tensors(&[&b.value])?, scale };
-        if let Some(lora) = decoder.lora_mut().and_then(|lora| lora.layers.get_mut(layer)) {
-            lora.set(name, pair);
-        }
-    }
-    Ok(())
-}
-
-/// The layer's weights from the parameters' values.
-fn refresh_layer<B: TrainingBackend>(decoder: &mut Decoder<B>, parameters: &Parameters<B>, layer: usize) -> Result<()> {
-    let config = decoder.config().clone();
-    let value = |place| parameters.at(place).map(|parameter| &parameter.value);
-    for stack in Stack::ALL {
-        let values: Vec<&B::Tensor> = stack.linears().iter().filter_map(|&name| value(Place::Weight(layer, name))).collect();
-        let matrix = decoder.backend().prepare_tensors(&values)?;
-        let mut bias = None;
-        for &name in stack.linears() {
-            let Some(part) = value(Place::Bias(layer, name)) else { continue };
-            let backend = decoder.backend();
-            let cols = stack.linears().iter().map(|name| name.shape(&config)[0]).sum();
-            let whole = match &mut bias {
-                Some(whole) => whole,
-                none => none.insert(backend.zeros(1, cols)?),
-            };
-            backend.add_cols(AddColsArgs { y: whole, x: part, first_col: name.first_col(&config), scale: 1.0 })?;
-        }
-        let weights = decoder.layer_mut(layer)?;
-        match stack {
-            Stack::Qkv => (weights.qkv, weights.qkv_bias) = (matrix, bias),
-            Stack::O => (weights.o, weights.o_bias) = (matrix, bias),
-            Stack::GateUp => (weights.gate_up, weights.gate_up_bias) = (matrix, bias),
-            Stack::Down => (weights.down, weights.down_bias) = (matrix, bias),
-        }
-    }
-    let fresh = |place| value(place).map(|value| copied(decoder.backend(), value)).transpose();
-    let (input_norm, post_norm) = (fresh(Place::InputNorm(layer))?, fresh(Place::PostNorm(layer))?);
-    let qk_norm = fresh(Place::QNorm(layer))?.zip(fresh(Place::KNorm(layer))?);
-    let weights: &mut LayerWeights<B> = decoder.layer_mut(layer)?;
-    if let Some(input_norm) = input_norm {
-        weights.input_norm = input_norm;
-    }
-    weights.post_norm = post_norm;
-    weights.qk_norm = qk_norm.map(|(q, k)| [q, k]);
-    Ok(())
 }
 
 /// The family's norm, backward: d_x is added to.

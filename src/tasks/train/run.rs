@@ -316,7 +316,7 @@ impl<'a, 'm, B: TrainingBackend + Adamw> Training<'a, 'm, B> {
         }
         self.progress.end();
         if self.best.is_none() {
-            (self.material.write)(self.model)?;
+            self.write()?;
         }
         self.save(metrics, started)
     }
@@ -417,7 +417,7 @@ impl<'a, 'm, B: TrainingBackend + Adamw> Training<'a, 'm, B> {
         if self.best.is_none_or(|best| nll < best.nll) {
             self.best = Some(Evaluation { step, nll });
             self.waited = 0;
-            return (self.material.write)(self.model);
+            return self.write();
         }
         self.waited += 1;
         if self.request.patience.is_some_and(|patience| self.waited >= patience) && step < self.plan.total {
@@ -461,12 +461,19 @@ impl<'a, 'm, B: TrainingBackend + Adamw> Training<'a, 'm, B> {
         Ok(eval_nll)
     }
 
+    /// Writes the model or the adapter.
+    fn write(&mut self) -> Result<()> {
+        self.model.release();
+        (self.material.write)(self.model)
+    }
+
     fn save(&mut self, metrics: &Metrics, started: Instant) -> Result<()> {
         let step = self.optimiser.updates();
         if self.saved == Some(step) {
             return Ok(());
         }
         metrics.sync()?;
+        self.model.release();
         let mut facts = Map::new();
         facts.insert("step".into(), json!(step));
         facts.insert("best".into(), json!(self.best));
@@ -522,8 +529,11 @@ impl<'a, 'm, B: TrainingBackend + Adamw> Training<'a, 'm, B> {
 /// rows of the model's width around them. The longest example must fit in any case.
 fn micro_batch_rows<B: TrainingBackend>(model: &Differentiable<B>, budget: u64, lengths: &[usize]) -> usize {
     let fitting = usize::try_from(budget / row_bytes(model).max(1)).unwrap_or(usize::MAX);
-    // Twice what the matrices need for their speed: gradients of weights are added up once a micro-batch.
-    fitting.min(2 * model.decoder().backend().batch_rows()).max(lengths.iter().copied().max().unwrap_or(1))
+    // Twice what the matrices need for their speed, since some work is done once a micro-batch: weights in four bits are widened,
+    // gradients of weights added up. Where the states of all weights lie in main memory, less memory is worth the 3 % it costs.
+    let backend = model.decoder().backend();
+    let twice = model.is_adapter() || matches!(backend.free_memory(), Ok(Some(_)));
+    fitting.min(backend.batch_rows() * if twice { 2 } else { 1 }).max(lengths.iter().copied().max().unwrap_or(1))
 }
 
 /// Layers whose activations fit beside that.

@@ -11,14 +11,21 @@ use prunectl::ops::cases::{LINEAR, LinearCase};
 use prunectl::ops::*;
 use prunectl::tensor::Dtype;
 
+/// From a file's tensor, and from tensors for either direction.
+const DIRECTIONS: [Option<Direction>; 3] = [None, Some(Direction::Forward), Some(Direction::Backward)];
+
 /// Gradients of a linear layer: d_x accumulated or not, d_W of some columns of d_y, d_bias.
-fn linear_gradients(b: &Any, case: LinearCase, parted: bool, data: [&[f32]; 5]) -> [Vec<f32>; 3] {
+fn linear_gradients(b: &Any, case: LinearCase, direction: Option<Direction>, data: [&[f32]; 5]) -> [Vec<f32>; 3] {
     let LinearCase { rows, in_features, out_features, accumulate, .. } = case;
     let [x, w, d_y, before, before_w] = data;
-    let weight = if parted {
-        b.prepare_tensors(&[&up(b, out_features, in_features, w)]).unwrap()
-    } else {
-        b.prepare(&[host("w", &[out_features, in_features], w, Dtype::F32)]).unwrap()
+    let weight = match direction {
+        None => b.prepare(&[host("w", &[out_features, in_features], w, Dtype::F32)]).unwrap(),
+        Some(direction) => {
+            // Two parts, the first of which may have an odd number of rows.
+            let (first, second) = w.split_at(out_features / 3 * in_features);
+            let parts = [first, second].map(|part| up(b, part.len() / in_features, in_features, part));
+            b.prepare_tensors(&[&parts[0], &parts[1]], direction).unwrap()
+        }
     };
     let x = up(b, rows, in_features, x);
     let d_y = up(b, rows, out_features, d_y);
@@ -88,8 +95,8 @@ fn linear() {
             close(&format!("{what} d_weight"), &found[1], &d_w, &size_w, chain(rows));
             close(&format!("{what} d_bias"), &found[2], &d_b, &size_b, chain(rows));
         };
-        for parted in [false, true] {
-            let found = everywhere(&what, |b| linear_gradients(b, case, parted, data));
+        for direction in DIRECTIONS {
+            let found = everywhere(&what, |b| linear_gradients(b, case, direction, data));
             for Found { what, values } in &found {
                 check(what, values, [&x, &w, &d_y]);
                 // One fused multiply-add a product, in one order, on either: equal bits. Sums of d_y have an order of their own.
@@ -105,20 +112,20 @@ fn linear() {
         for isa in levels() {
             let found = [1, 2, 3].map(|threads| {
                 let b = Any::Cpu(CpuBackend::with_isa(Dtype::Bf16, Some(threads), isa).unwrap());
-                linear_gradients(&b, case, threads == 2, data)
+                linear_gradients(&b, case, DIRECTIONS[threads - 1], data)
             });
             let what = format!("{what} in bf16 on {}", isa.name());
             check(&what, &found[0], [&exact_x, &exact_w, &exact_d_y]);
             found[1..].iter().for_each(|other| all_same(&what, &found[0], other));
         }
         let exact: [&[f32]; 3] = [&exact_x, &exact_w, &exact_d_y];
-        if let Some(found) = on_gpu_in_bf16(&what, Stored::Plain, |b| linear_gradients(b, case, true, data)) {
+        if let Some(found) = on_gpu_in_bf16(&what, Stored::Plain, |b| linear_gradients(b, case, Some(Direction::Forward), data)) {
             check(&found.what, &found.values, exact);
         }
         // x, d_y and d_x as they are within a layer: what is rounded once more is d_x, which is then at most half a step off.
         let before = round(&before);
         let data: [&[f32]; 5] = [&exact_x, &exact_w, &exact_d_y, &before, &before_w];
-        let op = |b: &Any| linear_gradients(b, case, false, data);
+        let op = |b: &Any| linear_gradients(b, case, None, data);
         if let Some(Found { what, values }) = on_gpu_in_bf16(&what, Stored::Scratch, op) {
             let [d_x, d_weight, d_bias] = op(&Any::Cpu(best(Dtype::F32)));
             let sizes = |values: &[f32]| values.iter().map(|v| f64::from(v.abs()) + 1e-3).collect::<Vec<_>>();
@@ -135,12 +142,13 @@ fn linear() {
 fn weights_that_are_gone_leave_no_trace() {
     let (cols, rows) = (6, 33);
     let (w, x, d_y) = (floats(1, rows * cols), floats(2, 5 * cols), floats(3, 5 * rows));
-    for (dtype, isa) in [Dtype::F32, Dtype::Bf16].into_iter().flat_map(|dtype| levels().into_iter().map(move |isa| (dtype, isa)))
-    {
+    let cases = [Dtype::F32, Dtype::Bf16].into_iter().flat_map(|dtype| levels().into_iter().map(move |isa| (dtype, isa)));
+    let cases = cases.flat_map(|case| [Direction::Forward, Direction::Backward].map(|direction| (case, direction)));
+    for ((dtype, isa), direction) in cases {
         let found = [false, true].map(|used| {
             let b = Any::Cpu(CpuBackend::with_isa(dtype, Some(2), isa).unwrap());
             let products = |rows: usize, w: &[f32], d_y: &[f32]| {
-                let weight = b.prepare_tensors(&[&up(&b, rows, cols, w)]).unwrap();
+                let weight = b.prepare_tensors(&[&up(&b, rows, cols, w)], direction).unwrap();
                 let (mut y, mut d_x) = (nan(&b, 5, rows), nan(&b, 5, cols));
                 let (x, d_y) = (up(&b, 5, cols, &x), up(&b, 5, rows, d_y));
                 b.linear(LinearArgs { y: &mut y, x: &x, weight: &weight, bias: None, accumulate: false }).unwrap();
@@ -154,7 +162,7 @@ fn weights_that_are_gone_leave_no_trace() {
             }
             products(rows, &w, &d_y)
         });
-        all_same(&format!("{dtype} on {}", isa.name()), &found[1], &found[0]);
+        all_same(&format!("{dtype} on {}, {direction:?}", isa.name()), &found[1], &found[0]);
     }
 }
 

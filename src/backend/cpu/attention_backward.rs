@@ -1,5 +1,5 @@
 //! Gradient of attention, a task for every sequence and kv head; everything is products of small blocks by the micro-kernels
-//! of [`gemm`](super::gemm), in f32.
+//! of [`gemm`](super::gemm), whose factors bf16 arithmetic rounds to bf16. Softmax and D are f32.
 //!
 //! The plain loops for a query row i of one query head, which sees keys 0..=i of its sequence:
 //! ```text
@@ -10,15 +10,15 @@
 //! d_v take the blocks in the order of the rows, head after head within a block.
 
 use super::exp;
-use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile};
-use super::matrix::{PANEL, Panel};
+use super::gemm::{Multiply, Scratch, Take, as_tile};
+use super::matrix::PANEL;
 use super::pack_columns::{Factors, PANEL_LINES, PackPanels, TurnColumns};
 use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::Result;
 use crate::ops::{AttentionBackward, AttentionBackwardArgs, Heads, Shaped};
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::cast_slice;
 use std::ops::Range;
 
 /// Query rows of a block.
@@ -27,6 +27,7 @@ const BLOCK: usize = 56;
 /// One kv head of one sequence.
 struct Part<'a> {
     isa: Isa,
+    factors: Factors,
     heads: Heads,
     kv_head: usize,
     scale: f32,
@@ -38,97 +39,126 @@ struct Part<'a> {
     d: Vec<[&'a mut [f32]; 3]>,
 }
 
-/// A head's columns of some rows.
+/// Some columns of some rows: a head's, or a block's scores.
 #[derive(Clone, Copy)]
-struct Head<'a> {
-    x: &'a Tensor,
-    first_row: usize,
-    rows: usize,
+struct Slab<'a> {
+    factors: Factors,
+    /// The rows, whole.
+    x: &'a [f32],
+    /// Columns a row has.
+    cols: usize,
     column: usize,
-    head_dim: usize,
+    width: usize,
 }
 
-impl<'a> Head<'a> {
+impl<'a> Slab<'a> {
     #[inline(always)]
-    fn row(self, row: usize) -> &'a [f32] {
-        &self.x.row(self.first_row + row)[self.column..][..self.head_dim]
+    fn of(factors: Factors, x: &'a Tensor, rows: Range<usize>, column: usize, width: usize) -> Self {
+        Self { factors, x: &x.data[rows.start * x.cols..rows.end * x.cols], cols: x.cols, column, width }
     }
 
-    /// As the panels of the transpose: [ceil(rows / 32)][head_dim][32].
     #[inline(always)]
-    fn transposed_panels<S: Simd>(self, s: S, out: &mut [Line]) {
-        for (panel, out) in out.chunks_exact_mut(self.head_dim * PANEL_LINES).enumerate() {
+    fn rows(self) -> usize {
+        self.x.len() / self.cols
+    }
+
+    #[inline(always)]
+    fn row(self, row: usize) -> &'a [f32] {
+        &self.x[row * self.cols + self.column..][..self.width]
+    }
+
+    /// As the panels of the transpose: [ceil(rows / 32)][words of a row][32].
+    #[inline(always)]
+    fn transposed_panels<S: Simd>(self, s: S, out: &mut [PairLine]) {
+        let floats = self.factors.form().floats();
+        for (panel, out) in out.chunks_exact_mut(self.factors.words_of(self.width) * PANEL_LINES).enumerate() {
             for (block, out) in out.chunks_mut(LANES * PANEL_LINES).enumerate() {
-                let columns = block * LANES..((block + 1) * LANES).min(self.head_dim);
+                let columns = block * floats..((block + 1) * floats).min(self.width);
                 for half in 0..PANEL_LINES {
                     let mut square = [[0; LANES]; LANES];
-                    for (words, row) in square.iter_mut().zip(panel * PANEL + half * LANES..self.rows) {
-                        *words = Factors::F32.words(s, &self.row(row)[columns.clone()], &[]);
+                    for (words, row) in square.iter_mut().zip(panel * PANEL + half * LANES..self.rows()) {
+                        *words = self.factors.line(s, &self.row(row)[columns.clone()]);
                     }
                     s.transpose(&mut square);
                     for (line, words) in out[half..].iter_mut().step_by(PANEL_LINES).zip(square) {
-                        line.0 = words.map(f32::from_bits);
+                        line.0 = words;
                     }
                 }
             }
         }
     }
 
-    /// As panels: [ceil(head_dim / 32)][depth][32], zeros behind the last row.
+    /// As panels: [ceil(width / 32)][words][32], zeros behind the last row.
     #[inline(always)]
-    fn panels<S: Simd>(self, s: S, depth: usize, out: &mut [Line]) {
-        let cols = self.x.cols;
-        let x = &self.x.data[self.first_row * cols..][..self.rows * cols];
-        let columns = self.column..self.column + self.head_dim;
-        PackPanels { factors: Factors::F32, x, cols, columns, out: cast_slice_mut(out), words: depth }.run(s);
+    fn panels<S: Simd>(self, s: S, words: usize, out: &mut [PairLine]) {
+        let Self { factors, x, cols, column, width } = self;
+        PackPanels { factors, x, cols, columns: column..column + width, out, words }.run(s);
     }
 
-    /// Packed for the micro-kernels.
+    /// Rows packed for the micro-kernels.
     #[inline(always)]
     fn pack<S: Simd>(self, s: S, out: &mut [PairLine]) {
-        let lines = Form::F32.lines(self.head_dim);
-        let blocks = self.rows.div_ceil(Form::F32.block_rows::<S>());
+        let form = self.factors.form();
+        let lines = form.lines(self.width);
+        let blocks = self.rows().div_ceil(form.block_rows::<S>());
         for block in 0..blocks {
-            let range = share(self.rows, blocks, block);
+            let range = share(self.rows(), blocks, block);
             let height = range.len();
             let out = &mut out[range.start * lines..range.end * lines];
             for (r, row) in range.enumerate() {
-                for (out, x) in out[r..].iter_mut().step_by(height).zip(self.row(row).chunks(LANES)) {
-                    out.0 = Factors::F32.words(s, x, &[]);
+                for (out, x) in out[r..].iter_mut().step_by(height).zip(self.row(row).chunks(form.floats())) {
+                    out.0 = self.factors.line(s, x);
                 }
             }
         }
     }
+
+    /// The first `columns` columns as packed rows.
+    #[inline(always)]
+    fn pack_columns<S: Simd>(self, s: S, columns: usize, out: &mut [PairLine]) {
+        let lines = self.factors.form().lines(self.rows());
+        let Self { factors, x, cols, column, .. } = self;
+        TurnColumns { factors, x, cols, columns: column..column + columns, out, lines }.run(s);
+    }
 }
 
-/// Panels of [stored][32], of which the first `depth` entries are multiplied with.
+/// Panels of [stored][32] words, of which the first `depth` are multiplied with.
 #[derive(Clone, Copy)]
 struct Panels<'a> {
-    lines: &'a [Line],
+    lines: &'a [PairLine],
     stored: usize,
     depth: usize,
 }
 
-/// sums\[row\]\[panel\] = or += x (packed rows) times each panel.
-#[inline(always)]
-fn product<S: Simd>(
-    s: S,
+/// How a block's products are made.
+#[derive(Clone, Copy)]
+struct Products {
     isa: Isa,
-    x: &[PairLine],
-    rows: usize,
-    panels: Panels<'_>,
-    accumulate: bool,
-    (tile, sums): (&mut [Line], &mut [Line]),
-) {
-    let Panels { lines, stored, depth } = panels;
-    let stride = lines.len() / stored;
-    let x = &x[..rows * Form::F32.lines(depth)];
-    let multiply = Multiply { isa, form: Form::F32, x, rows };
-    for (index, panel) in lines.chunks_exact(stored * PANEL_LINES).enumerate() {
-        let panel = Panel::F32(panel[..depth * PANEL_LINES].as_chunks::<PANEL_LINES>().0);
-        let tile = as_tile(&mut tile[..rows * PANEL_LINES]);
-        let mut sums = Sums { lines: sums, stride, at: index * PANEL_LINES, accumulate };
-        multiply.panel(s, panel, tile, &mut sums);
+    factors: Factors,
+}
+
+impl Products {
+    /// sums\[row\]\[panel\] = or += x (packed rows) times each panel.
+    #[inline(always)]
+    fn product<S: Simd>(
+        self,
+        s: S,
+        x: &[PairLine],
+        rows: usize,
+        panels: Panels<'_>,
+        accumulate: bool,
+        (tile, sums): (&mut [Line], &mut [Line]),
+    ) {
+        let Panels { lines, stored, depth } = panels;
+        let stride = lines.len() / stored;
+        let x = &x[..rows * depth.div_ceil(LANES)];
+        let multiply = Multiply { isa: self.isa, form: self.factors.form(), x, rows };
+        for (index, panel) in lines.chunks_exact(stored * PANEL_LINES).enumerate() {
+            let panel = self.factors.panel(&panel[..depth * PANEL_LINES]);
+            let tile = as_tile(&mut tile[..rows * PANEL_LINES]);
+            let mut sums = Sums { lines: sums, stride, at: index * PANEL_LINES, accumulate };
+            multiply.panel(s, panel, tile, &mut sums);
+        }
     }
 }
 
@@ -206,7 +236,7 @@ impl Kernel for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Self { isa, heads, kv_head, scale, qkv, y, d_y, first_row, .. } = self;
+        let Self { isa, factors, heads, kv_head, scale, qkv, y, d_y, first_row, .. } = self;
         let Heads { head_dim, .. } = heads;
         let rows = self.d.len();
         let group = heads.heads / heads.kv_heads;
@@ -214,36 +244,37 @@ impl Kernel for Part<'_> {
             (heads.q_cols() + kv_head * head_dim, heads.q_cols() + heads.kv_cols() + kv_head * head_dim);
         // Panels of keys, and of the columns of a head.
         let (key_count, col_count) = (rows.div_ceil(PANEL), head_dim.div_ceil(PANEL));
-        let transposed = key_count * head_dim * PANEL_LINES;
-        let stored = key_count * PANEL;
+        let (stored, depth) = (factors.words_of(key_count * PANEL), factors.words_of(head_dim));
+        let transposed = key_count * depth * PANEL_LINES;
         let straight = col_count * stored * PANEL_LINES;
         let gradient = rows * col_count * PANEL_LINES;
-        let block_panels = col_count * BLOCK * PANEL_LINES;
+        let block_panels = col_count * factors.words_of(BLOCK) * PANEL_LINES;
         let block_scores = BLOCK * key_count * PANEL_LINES;
-        let tile_lines = stored.max(BLOCK) * PANEL_LINES;
-        let lines = 2 * transposed + straight + 2 * gradient + 2 * block_panels + 2 * block_scores + tile_lines;
-        let lines = lines + BLOCK * col_count * PANEL_LINES;
-        let head_lines = Form::F32.lines(head_dim);
-        let block_lines = Form::F32.lines(BLOCK);
-        let packed_scores = (BLOCK * key_count * PANEL_LINES).max(stored * block_lines);
-        let mut scratch = Scratch::lend(2 * BLOCK * head_lines + packed_scores, lines);
+        let form = factors.form();
+        let packed_head = BLOCK * form.lines(head_dim);
+        let packed_scores = (BLOCK * form.lines(key_count * PANEL)).max(key_count * PANEL * form.lines(BLOCK));
+        let tile_lines = (key_count * PANEL).max(BLOCK) * PANEL_LINES;
+        let lines = 2 * gradient + 2 * block_scores + tile_lines + BLOCK * col_count * PANEL_LINES;
+        let words = 2 * packed_head + packed_scores + 2 * transposed + straight + 2 * block_panels;
+        let mut scratch = Scratch::lend(words, lines);
         let (packed, lines) = scratch.parts();
-        let (packed_q, packed) = packed.split_at_mut(BLOCK * head_lines);
-        let (packed_d_y, packed) = packed.split_at_mut(BLOCK * head_lines);
-        let (k_transposed, lines) = lines.split_at_mut(transposed);
-        let (v_transposed, lines) = lines.split_at_mut(transposed);
-        let (k_rows, lines) = lines.split_at_mut(straight);
+        let (packed_q, packed) = packed.split_at_mut(packed_head);
+        let (packed_d_y, packed) = packed.split_at_mut(packed_head);
+        let (k_transposed, packed) = packed.split_at_mut(transposed);
+        let (v_transposed, packed) = packed.split_at_mut(transposed);
+        let (k_rows, packed) = packed.split_at_mut(straight);
+        let (q_rows, packed) = packed.split_at_mut(block_panels);
+        let (d_y_rows, packed) = packed.split_at_mut(block_panels);
         let (d_k, lines) = lines.split_at_mut(gradient);
         let (d_v, lines) = lines.split_at_mut(gradient);
-        let (q_rows, lines) = lines.split_at_mut(block_panels);
-        let (d_y_rows, lines) = lines.split_at_mut(block_panels);
         let (scores, lines) = lines.split_at_mut(block_scores);
         let (products, lines) = lines.split_at_mut(block_scores);
         let (tile, d_q) = lines.split_at_mut(tile_lines);
-        let keys = Head { x: qkv, first_row, rows, column: key_column, head_dim };
+        let multiply = Products { isa, factors };
+        let keys = Slab::of(factors, qkv, first_row..first_row + rows, key_column, head_dim);
         keys.transposed_panels(s, k_transposed);
         keys.panels(s, stored, k_rows);
-        Head { column: value_column, ..keys }.transposed_panels(s, v_transposed);
+        Slab { column: value_column, ..keys }.transposed_panels(s, v_transposed);
         d_k.fill(Line([0.0; LANES]));
         d_v.fill(Line([0.0; LANES]));
         let mut values = [0.0; BLOCK];
@@ -251,49 +282,48 @@ impl Kernel for Part<'_> {
             let count = (rows - first).min(BLOCK);
             let seen = first + count;
             let panels = seen.div_ceil(PANEL);
-            let (scores, products) = (&mut scores[..count * panels * PANEL_LINES], &mut products[..count * panels * PANEL_LINES]);
+            let stride = panels * PANEL_LINES;
+            let (scores, products) = (&mut scores[..count * stride], &mut products[..count * stride]);
+            let block = first_row + first..first_row + seen;
+            let queries_depth = factors.words_of(count);
+            let block_panels = col_count * queries_depth * PANEL_LINES;
             for head in 0..group {
                 let column = (kv_head * group + head) * head_dim;
-                let row = first_row + first;
-                let query = Head { x: qkv, first_row: row, rows: count, column, head_dim };
-                let gradient = Head { x: d_y, ..query };
+                let query = Slab::of(factors, qkv, block.clone(), column, head_dim);
+                let gradient = Slab::of(factors, d_y, block.clone(), column, head_dim);
                 query.pack(s, packed_q);
                 gradient.pack(s, packed_d_y);
-                query.panels(s, count, &mut q_rows[..col_count * count * PANEL_LINES]);
-                gradient.panels(s, count, &mut d_y_rows[..col_count * count * PANEL_LINES]);
-                let output = Head { x: y, ..query };
+                query.panels(s, queries_depth, &mut q_rows[..block_panels]);
+                gradient.panels(s, queries_depth, &mut d_y_rows[..block_panels]);
+                let output = Slab::of(factors, y, block.clone(), column, head_dim);
                 for (i, value) in values[..count].iter_mut().enumerate() {
                     *value = dot(s, output.row(i), gradient.row(i));
                 }
-                let depth = head_dim * PANEL_LINES;
-                let keys = Panels { lines: &k_transposed[..panels * depth], stored: head_dim, depth: head_dim };
-                product(s, isa, packed_q, count, keys, false, (&mut *tile, &mut *scores));
-                let values_transposed = Panels { lines: &v_transposed[..panels * depth], ..keys };
-                product(s, isa, packed_d_y, count, values_transposed, false, (&mut *tile, &mut *products));
-                let stride = panels * PANEL_LINES;
+                let keys = Panels { lines: &k_transposed[..panels * depth * PANEL_LINES], stored: depth, depth };
+                multiply.product(s, packed_q, count, keys, false, (&mut *tile, &mut *scores));
+                let values_transposed = Panels { lines: &v_transposed[..panels * depth * PANEL_LINES], ..keys };
+                multiply.product(s, packed_d_y, count, values_transposed, false, (&mut *tile, &mut *products));
                 let lines = scores.chunks_exact_mut(stride).zip(products.chunks_exact_mut(stride));
                 for (i, (scores, products)) in lines.enumerate() {
                     softmax_gradient(s, scores, products, first + i + 1, scale, values[i]);
                 }
                 // Keys behind the block's last row are 0 in dS.
-                let out = &mut packed[..count * stride];
-                let x: &[f32] = cast_slice(products);
-                PackRows { form: Form::F32, x, cols: stride * LANES, rows: count, out: &mut *out }.run(s);
+                let cols = stride * LANES;
+                let d_scores = Slab { factors, x: cast_slice(products), cols, column: 0, width: cols };
+                d_scores.pack(s, packed);
                 let d_q = &mut d_q[..count * col_count * PANEL_LINES];
-                let all_keys = Panels { lines: k_rows, stored, depth: stride * LANES };
-                product(s, isa, out, count, all_keys, false, (&mut *tile, &mut *d_q));
+                let all_keys = Panels { lines: k_rows, stored, depth: factors.words_of(cols) };
+                multiply.product(s, packed, count, all_keys, false, (&mut *tile, &mut *d_q));
                 for (d_q, d) in d_q.chunks_exact(col_count * PANEL_LINES).zip(&mut self.d[first..]) {
                     copy_lines(s, d_q, &mut d[0][head * head_dim..][..head_dim]);
                 }
                 let gradient = seen * col_count * PANEL_LINES;
-                let queries = Panels { lines: &q_rows[..col_count * count * PANEL_LINES], stored: count, depth: count };
-                let d_y_panels = Panels { lines: &d_y_rows[..col_count * count * PANEL_LINES], ..queries };
-                let (factors, cols, columns, lines) = (Factors::F32, stride * LANES, 0..seen, Form::F32.lines(count));
-                let x = cast_slice(&*products);
-                TurnColumns { factors, x, cols, columns: columns.clone(), out: &mut *packed, lines }.run(s);
-                product(s, isa, packed, seen, queries, true, (&mut *tile, &mut d_k[..gradient]));
-                TurnColumns { factors, x: cast_slice(&*scores), cols, columns, out: &mut *packed, lines }.run(s);
-                product(s, isa, packed, seen, d_y_panels, true, (&mut *tile, &mut d_v[..gradient]));
+                let queries = Panels { lines: &q_rows[..block_panels], stored: queries_depth, depth: queries_depth };
+                let d_y_panels = Panels { lines: &d_y_rows[..block_panels], ..queries };
+                d_scores.pack_columns(s, seen, packed);
+                multiply.product(s, packed, seen, queries, true, (&mut *tile, &mut d_k[..gradient]));
+                Slab { x: cast_slice(&*scores), ..d_scores }.pack_columns(s, seen, packed);
+                multiply.product(s, packed, seen, d_y_panels, true, (&mut *tile, &mut d_v[..gradient]));
             }
         }
         let width = col_count * PANEL_LINES;
@@ -331,7 +361,7 @@ impl AttentionBackward for CpuBackend {
             let base = parts.len();
             parts.extend((0..heads.kv_heads).map(|kv_head| {
                 let d = Vec::with_capacity(rows);
-                Part { isa: self.isa, heads, kv_head, scale, qkv, y, d_y, first_row, d }
+                Part { isa: self.isa, factors: Factors::of(self), heads, kv_head, scale, qkv, y, d_y, first_row, d }
             }));
             for line in lines.by_ref().take(rows) {
                 let (d_q, rest) = line.split_at_mut(heads.q_cols());
@@ -344,7 +374,7 @@ impl AttentionBackward for CpuBackend {
         }
         // The longest first, so that no thread ends with a long one alone.
         parts.sort_by_key(|part| std::cmp::Reverse(part.d.len()));
-        self.pool.each(parts, |_, part| self.isa.run(part));
+        self.pool.each(parts, |_, part| part.factors.run(self.isa, part));
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //! which is copying slabs of 32 columns, or as packed rows, which turns squares of 16 x 16 round.
 
 use super::CpuBackend;
-use super::gemm::Form;
+use super::gemm::{Form, pack_line};
 use super::matrix::{PANEL, Panel};
 use super::pool::share;
 use super::simd::{Isa, Kernel, LANES, Line, PairLine, Simd};
@@ -50,6 +50,25 @@ impl Factors {
         }
     }
 
+    /// Words that `values` values along the inner dimension take.
+    #[inline(always)]
+    pub(super) fn words_of(self, values: usize) -> usize {
+        values.div_ceil(self.rows_a_word())
+    }
+
+    /// Up to form().floats() values that follow each other along the inner dimension, zeros behind them.
+    #[inline(always)]
+    pub(super) fn line<S: Simd>(self, s: S, x: &[f32]) -> [u32; LANES] {
+        match self {
+            Self::F32 | Self::Rounded => self.words(s, x, &[]),
+            Self::Pairs => {
+                let mut words = [0; LANES];
+                pack_line(s, Form::Pairs, x, &mut words);
+                words
+            }
+        }
+    }
+
     /// The words of up to sixteen columns, from one row and, for pairs, the next, which may be missing.
     #[inline(always)]
     pub(super) fn words<S: Simd>(self, s: S, first: &[f32], second: &[f32]) -> [u32; LANES] {
@@ -87,10 +106,16 @@ impl Factors {
     /// Packed columns, [panel][words][32], by panels.
     #[inline(always)]
     pub(super) fn panels(self, packed: &[PairLine], words: usize) -> impl Iterator<Item = Panel<'_>> {
-        packed.chunks_exact(PANEL_LINES * words).map(move |panel| match self {
+        packed.chunks_exact(PANEL_LINES * words).map(move |panel| self.panel(panel))
+    }
+
+    /// One of them, [words][32].
+    #[inline(always)]
+    pub(super) fn panel(self, panel: &[PairLine]) -> Panel<'_> {
+        match self {
             Self::F32 | Self::Rounded => Panel::F32(cast_slice::<PairLine, Line>(panel).as_chunks().0),
             Self::Pairs => Panel::Bf16(panel.as_chunks().0),
-        })
+        }
     }
 
     /// Runs `kernel` with the instructions that make pairs, where pairs are made.

@@ -1,9 +1,11 @@
 //! Gradient of attention.
 
-use super::{Found, down, everywhere, nan, on_gpu_in_bf16, up};
+use super::{Found, all_same, down, everywhere, nan, on_gpu_in_bf16, up};
 use crate::any::{Any, Stored};
 use crate::compare::{chain, close};
 use crate::data::{floats, rounded, wide};
+use crate::harness::levels;
+use prunectl::backend::cpu::CpuBackend;
 use prunectl::ops::cases::{ATTENTION, AttentionCase};
 use prunectl::ops::*;
 use prunectl::tensor::Dtype;
@@ -82,9 +84,16 @@ fn attention() {
         }
         // Weights, the scores' gradients and y are rounded to bf16 on the way, at most 2^-8 of each, and the result once more.
         let [qkv, d_y] = [&qkv, &d_y].map(|values| rounded(values, Dtype::Bf16));
+        let (expected, size) = reference(heads, &starts, f64::from(scale), &wide(&qkv), &wide(&d_y));
         if let Some(Found { what, values: [found] }) = on_gpu_in_bf16(&what, Stored::Scratch, |b| op(b, &qkv, &d_y)) {
-            let (expected, size) = reference(heads, &starts, f64::from(scale), &wide(&qkv), &wide(&d_y));
             close(&what, &found, &expected, &size, 4.0 / 256.0);
+        }
+        for isa in levels() {
+            let [one, three] =
+                [1, 3].map(|threads| op(&Any::Cpu(CpuBackend::with_isa(Dtype::Bf16, Some(threads), isa).unwrap()), &qkv, &d_y));
+            let what = format!("{what} in bf16 on {}", isa.name());
+            close(&what, &one[0], &expected, &size, 2.0 / 256.0);
+            all_same(&what, &one, &three);
         }
     }
 }

@@ -13,9 +13,10 @@ use super::exp;
 use super::linear::Product;
 use super::linear_backward::WeightGradient;
 use super::simd::{Kernel, LANES, Simd};
-use super::{CpuBackend, Matrix, Tensor, set_len};
+use super::{CpuBackend, Matrix, Tensor};
 use crate::error::Result;
 use crate::ops::{CrossEntropyBackward, CrossEntropyBackwardArgs, Distillation, Shaped, Teacher, TokenLosses};
+use bytemuck::cast_slice_mut;
 
 /// Bytes of logits that exist at a time: so many rows of large vocabularies that the products still run at speed.
 const LOGITS_BYTES: usize = 16 << 20;
@@ -175,9 +176,10 @@ impl CrossEntropyBackward for CpuBackend {
         let fitting = (bytes / (4 * vocab * sides)).clamp(16, rows.max(16));
         // Pieces of equal size: a small last one would take as much memory.
         let at_once = rows.div_ceil(rows.div_ceil(fitting));
-        let (mut logits, mut teacher_logits): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
-        set_len(&mut logits, at_once * vocab, 0.0)?;
-        set_len(&mut teacher_logits, (sides - 1) * at_once * vocab, 0.0)?;
+        // Always as much, so that the same memory serves every batch; what is not written takes none.
+        let lines = (fitting * vocab).div_ceil(LANES);
+        let (mut logits, mut teacher_logits) = (self.spare.lend(lines)?, self.spare.lend((sides - 1) * lines)?);
+        let (logits, teacher_logits) = (cast_slice_mut(&mut logits), cast_slice_mut::<u8, f32>(&mut teacher_logits));
         for first in (0..rows).step_by(at_once) {
             let count = (rows - first).min(at_once);
             let elements = first * cols..(first + count) * cols;

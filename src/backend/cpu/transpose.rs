@@ -36,15 +36,19 @@ pub(super) fn pack_transposed(backend: &CpuBackend, rows: &[&[f32]], cols: usize
     backend.pool.chunks(cast_slice_mut(&mut memory), panel * panels_per_task(words), |first, out: &mut [PairLine]| {
         let start = first / panel * PANEL;
         let columns = start..(start + out.len() / panel * PANEL).min(cols);
-        factors.run(backend.isa, PackTransposed { factors, rows, columns, out, words });
+        factors.run(backend.isa, PackTransposed { factors, rows, cols, columns, out, words });
     });
     Ok(if pairs { Packed::Bf16(memory) } else { Packed::F32(memory) })
 }
+
+/// How many rows ahead are asked for.
+const ROWS_AHEAD: usize = 8;
 
 /// Some columns of rows as panels.
 struct PackTransposed<'a> {
     factors: Factors,
     rows: &'a [&'a [f32]],
+    cols: usize,
     columns: Range<usize>,
     /// [panel][words][32].
     out: &'a mut [PairLine],
@@ -56,9 +60,13 @@ impl Kernel for PackTransposed<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { factors, rows, columns, out, words } = self;
+        let Self { factors, rows, cols, columns, out, words } = self;
         for (k, rows) in rows.chunks(factors.rows_a_word()).enumerate() {
             let pair = [rows[0], rows.get(1).copied().unwrap_or_default()];
+            // Only a stretch of each row is read: nothing in the machine guesses where the next one is.
+            for line in columns.clone().step_by(LANES) {
+                pair.iter().for_each(|row| s.prefetch(*row, (ROWS_AHEAD * cols + line) * size_of::<f32>()));
+            }
             factors.slabs(s, pair, columns.clone(), out, words, k);
         }
     }
@@ -86,6 +94,10 @@ impl Kernel for PackRows<'_> {
                     let mut square = [[0; LANES]; LANES];
                     for (words, row) in square.iter_mut().zip(rows.iter().skip(panel * PANEL + half * LANES)) {
                         let row = &row[block * form.floats()..];
+                        // Thirty-two rows go by at once, more than the machine follows by itself.
+                        for line in 0..form.floats() / LANES {
+                            s.prefetch(row, 2 * form.floats() * size_of::<f32>() + line * size_of::<Line>());
+                        }
                         pack_line(s, form, &row[..row.len().min(form.floats())], words);
                     }
                     s.transpose(&mut square);

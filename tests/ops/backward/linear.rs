@@ -22,8 +22,9 @@ fn linear_gradients(b: &Any, case: LinearCase, direction: Option<Direction>, dat
         None => b.prepare(&[host("w", &[out_features, in_features], w, Dtype::F32)]).unwrap(),
         Some(direction) => {
             // Two parts, the first of which may have an odd number of rows.
-            let (first, second) = w.split_at(out_features / 3 * in_features);
-            let parts = [first, second].map(|part| up(b, part.len() / in_features, in_features, part));
+            let first = out_features / 3;
+            let (upper, lower) = w.split_at(first * in_features);
+            let parts = [(first, upper), (out_features - first, lower)].map(|(rows, part)| up(b, rows, in_features, part));
             b.prepare_tensors(&[&parts[0], &parts[1]], direction).unwrap()
         }
     };

@@ -155,7 +155,7 @@ impl Linear for CpuBackend {
             return Ok(());
         }
         let lent = weight.packed_once(self)?;
-        let (packed, bias) = (lent.packed(), bias.map(|bias| bias.data.as_slice()));
+        let (packed, bias) = (lent.packed(), bias.map(|bias| &*bias.data));
         self.multiply(Product { y: &mut y.data, x: &x.data, rows, packed, outputs, cols, bias, accumulate });
         Ok(())
     }

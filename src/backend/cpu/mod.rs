@@ -39,6 +39,7 @@ mod simd;
 mod swiglu;
 mod swiglu_backward;
 mod transpose;
+mod values;
 
 pub use exp::exp;
 pub use kv_cache::KvPages;
@@ -52,13 +53,14 @@ use mapped::Spare;
 use pool::Pool;
 use simd::Line;
 use std::sync::{Arc, Mutex};
+use values::Values;
 
 /// Activations: [rows, cols] f32, row-major.
 #[derive(Debug, Clone, Default)]
 pub struct Tensor {
     rows: usize,
     cols: usize,
-    data: Vec<f32>,
+    data: Values,
 }
 
 impl Shaped for Tensor {
@@ -167,22 +169,20 @@ impl Device for CpuBackend {
     }
 
     fn resize(&self, tensor: &mut Tensor, rows: usize, cols: usize) -> Result<()> {
-        set_len(&mut tensor.data, rows.saturating_mul(cols), 0.0)?;
+        tensor.data.set_len(rows.saturating_mul(cols))?;
         (tensor.rows, tensor.cols) = (rows, cols);
         Ok(())
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Tensor> {
         expect_len("upload", "values", values.len(), rows * cols)?;
-        let mut tensor = Tensor::default();
-        set_len(&mut tensor.data, 0, 0.0)?;
-        tensor.data.extend_from_slice(values);
-        (tensor.rows, tensor.cols) = (rows, cols);
+        let mut tensor = self.zeros(rows, cols)?;
+        tensor.data.copy_from_slice(values);
         Ok(tensor)
     }
 
     fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        Ok(tensor.data.clone())
+        Ok(tensor.data.to_vec())
     }
 
     fn copy(&self, y: &mut Tensor, x: &Tensor) -> Result<()> {

@@ -141,7 +141,7 @@ impl Nf4Panels {
                 X::Pairs(_) => isa.run_dot(few),
             }
         });
-        let bias = bias.map(|bias| bias.data.as_slice());
+        let bias = bias.map(|bias| &*bias.data);
         for (r, y) in y.data.chunks_exact_mut(outputs).enumerate() {
             for (panel, y) in y.chunks_mut(PANEL).enumerate() {
                 let sums: &[f32] = cast_slice(&sums[panel * rows + r]);

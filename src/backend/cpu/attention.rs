@@ -24,7 +24,7 @@ use std::sync::PoisonError;
 const TASK_TOKENS: usize = 16;
 
 /// Consecutive rows over the same pages, for one kv head.
-struct Part<'a> {
+struct Part<'a, 'y> {
     heads: Heads,
     kv_head: usize,
     scale: f32,
@@ -34,7 +34,7 @@ struct Part<'a> {
     qkv: &'a Tensor,
     first_row: usize,
     /// For each row, the outputs of the query heads that read this kv head.
-    y: Vec<&'a mut [f32]>,
+    y: &'a mut [&'y mut [f32]],
 }
 
 /// The keys and values of one kv head.
@@ -60,11 +60,11 @@ impl<'a> KeyValues<'a> {
     }
 }
 
-impl Kernel for Part<'_> {
+impl Kernel for Part<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
+    fn run<S: Simd>(self, s: S) {
         let Heads { heads, kv_heads, head_dim } = self.heads;
         let group = heads / kv_heads;
         let most = S::MAX_ROWS.min(12);
@@ -314,24 +314,21 @@ impl CpuBackend {
             }
         }
         starts.push(seen.len());
+        // One piece of memory for the slices of all tasks.
+        let mut slices: Vec<&mut [f32]> = Vec::new();
+        slices.resize_with(seen.len() * heads.kv_heads, Default::default);
         let mut lines = y.chunks_exact_mut(columns);
+        let mut rest = slices.as_mut_slice();
         let mut parts = Vec::with_capacity((starts.len() - 1) * heads.kv_heads);
         for range in starts.windows(2) {
-            let (start, rows) = (range[0], range[1] - range[0]);
-            let base = parts.len();
-            parts.extend((0..heads.kv_heads).map(|kv_head| Part {
-                heads,
-                kv_head,
-                scale,
-                pages,
-                seen,
-                qkv,
-                first_row: start,
-                y: Vec::with_capacity(rows),
-            }));
+            let (first_row, rows) = (range[0], range[1] - range[0]);
+            let own;
+            (own, rest) = rest.split_at_mut(rows * heads.kv_heads);
             for (index, y) in lines.by_ref().take(rows * heads.kv_heads).enumerate() {
-                parts[base + index % heads.kv_heads].y.push(y);
+                own[index % heads.kv_heads * rows + index / heads.kv_heads] = y;
             }
+            let by_head = own.chunks_exact_mut(rows).enumerate();
+            parts.extend(by_head.map(|(kv_head, y)| Part { heads, kv_head, scale, pages, seen, qkv, first_row, y }));
         }
         // A handful of keys is not worth waking anybody.
         let work: usize = seen.iter().map(|seen| seen.1).sum::<usize>() * heads.q_cols();

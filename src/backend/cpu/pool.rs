@@ -3,8 +3,11 @@
 //! Decoding one token is some three hundred loops, each worth 10 to 100 microseconds: entering a general thread pool from
 //! outside (queue, wake a worker, put the caller to sleep, wake it again) would cost as much as the work. Here the caller
 //! works too, and nobody waits for a thread that has not started: a worker that wakes late finds nothing left. Between loops
-//! workers spin for a short while, then sleep; a job is posted only after the lock on it is free again, for a worker that
-//! finds it taken goes to sleep in the middle of the hand-over.
+//! workers spin for a short while, then sleep.
+//!
+//! What one core wrote takes another up to 300 ns to read, and a loop is handed over in a chain of such reads. So all that
+//! passes between the caller and a worker is on one cache line, its [`Seat`], and what belongs to a thread is on lines of its
+//! own.
 //!
 //! Every thread has a stretch of the tasks to begin with, claimed one by one from a counter of its own, and helps with the
 //! others' afterwards: what a task has fetched ahead for its neighbour, and what the loop before left in a core's cache, is
@@ -30,97 +33,108 @@ pub(super) fn share(total: usize, parts: usize, index: usize) -> Range<usize> {
     start..start + base + usize::from(index < more)
 }
 
-/// A stretch of a loop's tasks that one thread begins with. On a cache line of its own.
+/// A loop's body: of a thread's number and a task's.
+type Body<'a> = &'a (dyn Fn(usize, usize) + Sync);
+
+/// One thread's part in the loops, on a cache line of its own.
+#[derive(Default)]
 #[repr(align(64))]
-struct Lane {
-    next: AtomicUsize,
-    end: usize,
-}
-
-/// A loop being run.
-struct Job {
-    /// Of a thread's number and a task's.
-    task: &'static (dyn Fn(usize, usize) + Sync),
-    /// One a thread.
-    lanes: Vec<Lane>,
-    /// Workers that hold this job.
-    working: AtomicUsize,
+struct Seat {
+    /// Number of loops posted so far: what a spinning worker watches.
+    posted: AtomicUsize,
+    /// The loop to be run. Entering a loop happens under this lock, under which the caller takes it away again, so it is
+    /// never entered too late.
+    body: Mutex<Option<Body<'static>>>,
+    /// The worker is inside the loop.
+    working: AtomicBool,
     panicked: AtomicBool,
+    /// The stretch of tasks that the thread begins with.
+    next: AtomicUsize,
+    end: AtomicUsize,
 }
 
-impl Job {
-    /// The tasks of lane `own`, then what is left of the others.
-    fn work(&self, own: usize) {
-        let (before, from) = self.lanes.split_at(own);
-        for lane in from.iter().chain(before) {
-            loop {
-                let index = lane.next.fetch_add(1, Ordering::Relaxed);
-                if index >= lane.end {
-                    break;
-                }
-                (self.task)(own, index);
-            }
-        }
+impl Seat {
+    fn body(&self) -> MutexGuard<'_, Option<Body<'static>>> {
+        self.body.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-#[derive(Default)]
-struct Board {
-    job: Option<Arc<Job>>,
-    closing: bool,
-}
-
-#[derive(Default)]
 struct Shared {
-    board: Mutex<Board>,
-    /// Number of jobs posted so far: what spinning workers watch.
-    posted: AtomicUsize,
+    /// One a thread, the caller's first.
+    seats: Vec<Seat>,
+    closing: AtomicBool,
     /// Workers that sleep or are about to.
     sleepers: AtomicUsize,
+    bed: Mutex<()>,
     wake: Condvar,
 }
 
 impl Shared {
-    fn board(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn serve(&self, thread: usize) {
-        let mut seen = 0;
-        loop {
-            for _ in 0..SPINS {
-                if self.posted.load(Ordering::Acquire) != seen {
+    /// Runs the tasks of seat `own`, then what is left of the others.
+    fn work(&self, own: usize, body: Body<'_>) {
+        let (before, from) = self.seats.split_at(own);
+        for seat in from.iter().chain(before) {
+            let end = seat.end.load(Ordering::Relaxed);
+            loop {
+                let index = seat.next.fetch_add(1, Ordering::Relaxed);
+                if index >= end {
                     break;
                 }
-                std::hint::spin_loop();
-            }
-            let mut board = self.board();
-            while self.posted.load(Ordering::SeqCst) == seen && !board.closing {
-                self.sleepers.fetch_add(1, Ordering::SeqCst);
-                if self.posted.load(Ordering::SeqCst) == seen {
-                    board = self.wake.wait(board).unwrap_or_else(PoisonError::into_inner);
-                }
-                self.sleepers.fetch_sub(1, Ordering::SeqCst);
-            }
-            if board.closing {
-                return;
-            }
-            seen = self.posted.load(Ordering::Acquire);
-            // Entering a job happens under the lock under which the caller closes it, so it is never entered too late.
-            let job = board.job.clone();
-            if let Some(job) = &job {
-                job.working.fetch_add(1, Ordering::Relaxed);
-            }
-            drop(board);
-            if let Some(job) = job {
-                if catch_unwind(AssertUnwindSafe(|| job.work(thread))).is_err() {
-                    job.panicked.store(true, Ordering::Relaxed);
-                }
-                job.working.fetch_sub(1, Ordering::Release);
+                body(own, index);
             }
         }
     }
+
+    /// Returns when `seat` has a loop that is not the `seen`-th, or the pool is closing.
+    fn wait(&self, seat: &Seat, seen: usize) {
+        let posted = || seat.posted.load(Ordering::SeqCst) != seen || self.closing.load(Ordering::SeqCst);
+        for _ in 0..SPINS {
+            if seat.posted.load(Ordering::Relaxed) != seen {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while !posted() {
+            bed = self.wake.wait(bed).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Wakes who sleeps, if anybody does.
+    fn wake(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            // Who counts as a sleeper and does not sleep yet holds the lock.
+            drop(self.bed.lock().unwrap_or_else(PoisonError::into_inner));
+            self.wake.notify_all();
+        }
+    }
+
+    fn serve(&self, thread: usize) {
+        let seat = &self.seats[thread];
+        let mut seen = 0;
+        loop {
+            self.wait(seat, seen);
+            if self.closing.load(Ordering::SeqCst) {
+                return;
+            }
+            seen = seat.posted.load(Ordering::Acquire);
+            let body = seat.body();
+            let Some(work) = *body else { continue };
+            seat.working.store(true, Ordering::Relaxed);
+            drop(body);
+            if catch_unwind(AssertUnwindSafe(|| self.work(thread, work))).is_err() {
+                seat.panicked.store(true, Ordering::Relaxed);
+            }
+            seat.working.store(false, Ordering::Release);
+        }
+    }
 }
+
+/// What one thread alone touches in a loop.
+#[repr(align(64))]
+struct OwnLine<T>(T);
 
 /// A fixed number of threads, the caller's among them.
 pub(crate) struct Pool {
@@ -138,7 +152,10 @@ impl Pool {
             Some(threads) => threads,
             None => thread::available_parallelism().map_or(1, usize::from),
         };
-        let mut pool = Self { shared: Arc::default(), workers: Vec::new(), turn: Mutex::new(()) };
+        let seats = (0..threads).map(|_| Seat::default()).collect();
+        let (closing, sleepers, bed, wake) = Default::default();
+        let shared = Arc::new(Shared { seats, closing, sleepers, bed, wake });
+        let mut pool = Self { shared, workers: Vec::new(), turn: Mutex::new(()) };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new().name(format!("prunectl-cpu-{index}")).spawn(move || shared.serve(index));
@@ -161,46 +178,48 @@ impl Pool {
     }
 
     /// The same; `task` learns the number of the thread it runs on first, below [`Pool::threads`].
-    fn run_on(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+    fn run_on(&self, tasks: usize, task: Body<'_>) {
         if tasks <= 1 || self.workers.is_empty() {
             (0..tasks).for_each(|index| task(0, index));
             return;
         }
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         #[expect(unsafe_code, reason = "a borrow is lent to threads that outlive it, as scoped threads do")]
-        // SAFETY: only the lifetime changes. The reference is used in `Job::work` alone; below, nothing leaves this function
-        // before the job is off the board (no worker can enter it any more) and `working` is 0 (none is inside), not even
-        // a panic of the caller's own share, which is caught and resumed after the wait.
-        let task = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), &'static (dyn Fn(usize, usize) + Sync)>(task) };
-        let lane = |thread| {
+        // SAFETY: only the lifetime changes. Workers get the reference from their seats alone and use it while `working` is
+        // set; below, nothing leaves this function before it is off every seat (no worker can enter the loop any more) and
+        // no worker is inside, not even a panic of the caller's own share, which is caught and resumed after the wait.
+        let body = unsafe { std::mem::transmute::<Body<'_>, Body<'static>>(task) };
+        let seats = &self.shared.seats;
+        for (thread, seat) in seats.iter().enumerate() {
             let Range { start, end } = share(tasks, self.threads(), thread);
-            Lane { next: AtomicUsize::new(start), end }
-        };
-        let job = Arc::new(Job {
-            task,
-            lanes: (0..self.threads()).map(lane).collect(),
-            working: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
-        });
-        self.shared.board().job = Some(Arc::clone(&job));
-        self.shared.posted.fetch_add(1, Ordering::SeqCst);
-        if self.shared.sleepers.load(Ordering::SeqCst) > 0 {
-            let _board = self.shared.board();
-            self.shared.wake.notify_all();
+            seat.next.store(start, Ordering::Relaxed);
+            seat.end.store(end, Ordering::Relaxed);
         }
-        let own = catch_unwind(AssertUnwindSafe(|| job.work(0)));
-        self.shared.board().job = None;
-        let mut turns = 0_u32;
-        while job.working.load(Ordering::Acquire) > 0 {
-            turns += 1;
-            // A worker that was descheduled in the middle of a task needs our core more than we do.
-            if turns > SPINS { thread::yield_now() } else { std::hint::spin_loop() }
+        let workers = &seats[1..];
+        for seat in workers {
+            *seat.body() = Some(body);
+            seat.posted.fetch_add(1, Ordering::SeqCst);
+        }
+        self.shared.wake();
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.work(0, body)));
+        for seat in workers {
+            *seat.body() = None;
+        }
+        let mut panicked = false;
+        for seat in workers {
+            let mut turns = 0_u32;
+            while seat.working.load(Ordering::Acquire) {
+                turns += 1;
+                // A worker that was descheduled in the middle of a task needs our core more than we do.
+                if turns > SPINS { thread::yield_now() } else { std::hint::spin_loop() }
+            }
+            panicked |= seat.panicked.swap(false, Ordering::Relaxed);
         }
         drop(turn);
         if let Err(panic) = own {
             resume_unwind(panic);
         }
-        if job.panicked.load(Ordering::Relaxed) {
+        if panicked {
             resume_unwind(Box::new("a task of a parallel loop panicked"));
         }
     }
@@ -230,12 +249,12 @@ impl Pool {
         items: impl IntoIterator<Item = T>,
         task: impl Fn(&mut S, T) + Sync,
     ) {
-        let own: Vec<Mutex<S>> = own.into_iter().map(Mutex::new).collect();
+        let own: Vec<OwnLine<Mutex<S>>> = own.into_iter().map(|own| OwnLine(Mutex::new(own))).collect();
         let slots: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
         self.run_on(slots.len(), &|thread, index| {
             let item = slots[index].lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(item) = item {
-                task(&mut own[thread].lock().unwrap_or_else(PoisonError::into_inner), item);
+                task(&mut own[thread].0.lock().unwrap_or_else(PoisonError::into_inner), item);
             }
         });
     }
@@ -249,8 +268,8 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.board().closing = true;
-        self.shared.wake.notify_all();
+        self.shared.closing.store(true, Ordering::SeqCst);
+        self.shared.wake();
         for worker in self.workers.drain(..) {
             // A worker's panic has been reported by the loop it happened in.
             let _ = worker.join();

@@ -4,10 +4,11 @@
 //! then V, [16 tokens][head_dim], rows padded to whole lines.
 
 use super::mapped::map_lines;
-use super::simd::{LANES, Line};
+use super::rope::Turn;
+use super::simd::{Kernel, LANES, Line, Simd};
 use super::{CpuBackend, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS, Rope, RopeArgs};
+use crate::ops::{AttentionPagedArgs, Heads, KvCache, KvWriteArgs, PAGE_TOKENS, RopeArgs, Shaped};
 use bytemuck::{cast_slice, cast_slice_mut};
 use memmap2::MmapMut;
 
@@ -69,6 +70,7 @@ pub(super) const fn page_lines(heads: Heads) -> usize {
 }
 
 /// Stores k and v of one qkv row as token `offset` of `page`.
+#[inline(always)]
 pub(super) fn write_token(page: &mut [Line], heads: Heads, offset: usize, qkv: &[f32]) {
     let head_dim = heads.head_dim;
     if head_dim == 0 {
@@ -85,6 +87,42 @@ pub(super) fn write_token(page: &mut [Line], heads: Heads, offset: usize, qkv: &
                 Some(v) => line.0 = *v,
                 None => line.0[..v.len()].copy_from_slice(v),
             }
+        }
+    }
+}
+
+/// A row whose k and v go to a page.
+struct Token<'a> {
+    slot: usize,
+    qkv: &'a mut [f32],
+    position: u32,
+}
+
+impl Token<'_> {
+    fn page(&self) -> usize {
+        self.slot / PAGE_TOKENS
+    }
+}
+
+/// Rows of one page: rotated, then stored.
+struct Write<'a, 'x> {
+    page: &'a mut [Line],
+    heads: Heads,
+    tokens: &'a mut [Token<'x>],
+    /// None where there is nothing to rotate.
+    turn: Option<Turn<'a>>,
+}
+
+impl Kernel for Write<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _s: S) {
+        for Token { slot, qkv, position } in self.tokens {
+            if let Some(turn) = self.turn {
+                turn.row(qkv, *position);
+            }
+            write_token(self.page, self.heads, *slot % PAGE_TOKENS, qkv);
         }
     }
 }
@@ -125,37 +163,32 @@ impl KvCache for CpuBackend {
         args.check(args.pages.capacity())?;
         same_heads("kv_write", args.pages.heads, args.heads)?;
         let KvWriteArgs { pages, rope, heads, slots } = args;
-        self.rope(RopeArgs { x: &mut *rope.x, ..rope })?;
-        let qkv = &*rope.x;
         let size = page_lines(heads);
         if size == 0 {
             return Ok(());
         }
+        let RopeArgs { x, heads: turned, cos, sin, positions, interleaved } = rope;
+        // A width of 0 is none of a row, and has no rows to cut.
+        let turn = (cos.cols() > 0).then_some(Turn { heads: turned, cos, sin, interleaved, direction: 1.0 });
         // Rows by page, so that each page is one thread's.
-        let mut places: Vec<(usize, usize, usize)> = slots
-            .iter()
-            .enumerate()
-            .map(|(row, &slot)| (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS, row))
-            .collect();
-        places.sort_unstable();
+        let cols = x.cols();
+        let rows = x.data.chunks_exact_mut(cols).zip(slots).zip(positions);
+        let mut tokens: Vec<Token<'_>> =
+            rows.map(|((qkv, &slot), &position)| Token { slot: slot as usize, qkv, position }).collect();
+        tokens.sort_unstable_by_key(|token| token.slot);
         let mut rest = pages.lines_mut();
         let mut passed = 0;
-        let tasks = places.chunk_by(|a, b| a.0 == b.0).map(|places| {
-            let page = places[0].0;
+        let tasks = tokens.chunk_by_mut(|a, b| a.page() == b.page()).map(|tokens| {
+            let page = tokens[0].page();
             let (own, after) = std::mem::take(&mut rest)[(page - passed) * size..].split_at_mut(size);
             rest = after;
             passed = page + 1;
-            (places, own)
+            Write { page: own, heads, tokens, turn }
         });
-        let write = |(places, page): (&[(usize, usize, usize)], &mut [Line])| {
-            for &(_, offset, row) in places {
-                write_token(page, heads, offset, qkv.row(row));
-            }
-        };
         if slots.len() * heads.kv_cols() < WRITE_ALONE {
-            tasks.for_each(write);
+            tasks.for_each(|task| self.isa.run(task));
         } else {
-            self.pool.each(tasks, |_, task| write(task));
+            self.pool.each(tasks, |_, task| self.isa.run(task));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::linear_name::Stack;
 use crate::error::Result;
 use crate::ops::{
     AddColsArgs, AttentionArgs, AttentionPagedArgs, Backend, HeadNormArgs, Heads, KvCache, KvWriteArgs, LayerNormArgs,
-    LinearArgs, PagedRow, RmsNormArgs, RopeArgs, Shaped, SwigluArgs,
+    LinearArgs, LinearSwigluArgs, PagedRow, RmsNormArgs, RopeArgs, Shaped, SwigluArgs,
 };
 
 /// What the rows of a batch attend to.
@@ -101,8 +101,7 @@ impl<B: Backend> Decoder<B> {
         if let Some(post_norm) = &weights.post_norm {
             norm(backend, config, &mut scratch.normed, x, post_norm)?;
         }
-        self.project(weights, Stack::GateUp, &mut scratch.gate_up, &scratch.normed, false, &mut scratch.lora)?;
-        backend.swiglu(SwigluArgs { y: &mut scratch.activated, gate_up: &scratch.gate_up })?;
+        self.activate(weights, scratch)?;
         self.project(weights, Stack::Down, x, &scratch.activated, true, &mut scratch.lora)
     }
 
@@ -135,6 +134,19 @@ impl<B: Backend> Decoder<B> {
             backend.add_cols(AddColsArgs { y, x: up, first_col, scale: pair.scale })?;
         }
         Ok(())
+    }
+
+    /// scratch.activated = what the MLP makes of scratch.normed, before down_proj.
+    fn activate(&self, weights: &LayerWeights<B>, scratch: &mut Scratch<B>) -> Result<()> {
+        let backend = self.backend();
+        let Scratch { normed: x, gate_up, activated: y, lora, .. } = scratch;
+        // What an adapter adds comes between the product and the activation.
+        if self.layer_lora(weights.layer).is_some() {
+            self.project(weights, Stack::GateUp, gate_up, x, false, lora)?;
+            return backend.swiglu(SwigluArgs { y, gate_up });
+        }
+        let (weight, bias) = weights.stack(Stack::GateUp);
+        backend.linear_swiglu(LinearSwigluArgs { y, gate_up, x, weight, bias })
     }
 
     /// scratch.attended = attention heads of scratch.normed, before o_proj.

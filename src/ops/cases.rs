@@ -161,6 +161,12 @@ impl ModelSizes {
         ]
     }
 
+    /// The first half of the MLP: y has half as many columns as the matrix has rows.
+    #[must_use]
+    pub const fn gated(self, rows: usize) -> LinearCase {
+        linear(rows, self.hidden, self.intermediate, false, false)
+    }
+
     /// Products of a LoRA pair over the residual stream.
     #[must_use]
     pub const fn lora(self, rows: usize) -> [LinearCase; 2] {
@@ -288,6 +294,22 @@ pub const NF4: &[LinearCase] = &[
     TINY.linears(70)[2],
 ];
 
+/// `linear_swiglu`; out_features is intermediate_size. Halves that begin within a panel of the CPU's, those that do not, and more
+/// panels of gates than wait for their ups at once.
+pub const LINEAR_SWIGLU: &[LinearCase] = &[
+    linear(0, 5, 32, false, false),
+    linear(1, 17, 32, true, false),
+    linear(2, 0, 64, true, false),
+    linear(3, 33, 7, true, false),
+    linear(15, 67, 65, false, false),
+    linear(16, 576, 1536, false, false),
+    linear(29, 31, 96, true, false),
+    linear(258, 9, 1280, true, false),
+    TINY.gated(1),
+    TINY.gated(3),
+    TINY.gated(70),
+];
+
 /// `linear`.
 pub const LINEAR: &[LinearCase] = &[
     linear(0, 5, 7, false, false),
@@ -369,6 +391,7 @@ pub const COUNTS: &[(&str, usize)] = &[
     ("kv_write", ATTENTION.len()),
     ("layer_norm", ROWS.len()),
     ("linear", LINEAR.len()),
+    ("linear_swiglu", LINEAR_SWIGLU.len()),
     ("rms_norm", ROWS.len()),
     ("rope", HEADS.len()),
     ("scatter_rows", ROWS.len()),
@@ -387,6 +410,7 @@ mod tests {
         for &rows in TINY.rows {
             let linears = TINY.linears(rows);
             assert!(linears.iter().all(|case| LINEAR.contains(case)), "{rows} rows");
+            assert!(LINEAR_SWIGLU.contains(&TINY.gated(rows)), "{rows} rows");
             assert!(linears[1..].iter().all(|case| NF4.contains(case)), "{rows} rows");
         }
         for rows in [TINY.batch, TINY.micro_batch] {

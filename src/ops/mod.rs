@@ -23,6 +23,7 @@ pub mod fill;
 pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
+pub mod linear_swiglu;
 pub mod nf4;
 pub mod rms_norm;
 pub mod rope;
@@ -48,6 +49,7 @@ pub use layer_norm::{HeadNormArgs, HeadNormBackwardArgs, LayerNorm, LayerNormArg
 pub use linear::{
     Direction, Linear, LinearArgs, LinearBackward, LinearBackwardBiasArgs, LinearBackwardInputArgs, LinearBackwardWeightArgs,
 };
+pub use linear_swiglu::{LinearSwiglu, LinearSwigluArgs};
 pub use nf4::Nf4;
 pub use rms_norm::{RmsNorm, RmsNormArgs, RmsNormBackward, RmsNormBackwardArgs};
 pub use rope::{Rope, RopeArgs, RopeBackward};
@@ -174,6 +176,7 @@ pub trait Backend:
     + Attention
     + KvCache
     + Swiglu
+    + LinearSwiglu
     + CrossEntropy
     + Argmax
     + BlockInfluence
@@ -193,6 +196,7 @@ impl<T> Backend for T where
         + Attention
         + KvCache
         + Swiglu
+        + LinearSwiglu
         + CrossEntropy
         + Argmax
         + BlockInfluence
@@ -248,6 +252,7 @@ pub const ALL: &[&str] = &[
     "kv_write",
     "layer_norm",
     "linear",
+    "linear_swiglu",
     "rms_norm",
     "rope",
     "scatter_rows",

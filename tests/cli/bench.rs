@@ -73,7 +73,7 @@ fn the_same_on_a_gpu_which_says_when_it_is_the_emulated_one() {
         ("ops", ops::ALL.iter().chain(ops::TRAINING).copied().collect::<BTreeSet<_>>()),
         ("train", ["adamw", "squared_norm"].iter().chain(ops::TRAINING).copied().collect()),
         ("nf4", BTreeSet::from(["linear"])),
-        ("gemm", BTreeSet::from(["linear", "cross_entropy", "argmax"])),
+        ("gemm", BTreeSet::from(["linear", "linear_swiglu", "cross_entropy", "argmax"])),
     ] {
         let report = on_gpu(&[what, "--json"]).json();
         assert_eq!(ops_of(&report), expected, "{what}");

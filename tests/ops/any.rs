@@ -323,6 +323,28 @@ impl Attention for Any {
     }
 }
 
+impl LinearSwiglu for Any {
+    fn linear_swiglu(&self, args: LinearSwigluArgs<'_, Tensor, Matrix>) -> Result<()> {
+        let LinearSwigluArgs { y, gate_up, x, weight, bias } = args;
+        match self {
+            Self::Cpu(b) => b.linear_swiglu(LinearSwigluArgs {
+                y: y.cpu_mut(),
+                gate_up: gate_up.cpu_mut(),
+                x: x.cpu(),
+                weight: weight.cpu(),
+                bias: bias.map(|t| t.cpu()),
+            }),
+            Self::Cuda(b, _) => b.linear_swiglu(LinearSwigluArgs {
+                y: y.cuda_mut(),
+                gate_up: gate_up.cuda_mut(),
+                x: x.cuda(),
+                weight: weight.cuda(),
+                bias: bias.map(|t| t.cuda()),
+            }),
+        }
+    }
+}
+
 impl Swiglu for Any {
     fn swiglu(&self, args: SwigluArgs<'_, Tensor>) -> Result<()> {
         let SwigluArgs { y, gate_up } = args;

@@ -23,6 +23,7 @@ mod head_norm;
 mod kv_write;
 mod layer_norm;
 mod linear;
+mod linear_swiglu;
 mod nf4;
 mod rms_norm;
 mod rope;
@@ -44,6 +45,7 @@ const TESTED: &[&[&str]] = &[
     kv_write::OPS,
     layer_norm::OPS,
     linear::OPS,
+    linear_swiglu::OPS,
     rms_norm::OPS,
     rope::OPS,
     rows::OPS,

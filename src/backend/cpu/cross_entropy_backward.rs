@@ -185,7 +185,8 @@ impl CrossEntropyBackward for CpuBackend {
             let elements = first * cols..(first + count) * cols;
             let logits = &mut logits[..count * vocab];
             let x = &x.data[elements.clone()];
-            let forward = Product { y: logits, x, rows: count, packed, outputs: vocab, cols, bias: None, accumulate: false };
+            let forward =
+                Product { y: logits, x, rows: count, packed, outputs: vocab, cols, bias: None, accumulate: false, gated: false };
             self.multiply(forward);
             let mut teachers: Vec<RowTeacher<'_>> = Vec::with_capacity(count);
             match teacher {
@@ -198,7 +199,17 @@ impl CrossEntropyBackward for CpuBackend {
                     let (cols, packed) = (head.cols(), head.packed(self)?);
                     let x = &x.data[first * cols..(first + count) * cols];
                     let y = &mut teacher_logits[..count * vocab];
-                    self.multiply(Product { y, x, rows: count, packed, outputs: vocab, cols, bias: None, accumulate: false });
+                    self.multiply(Product {
+                        y,
+                        x,
+                        rows: count,
+                        packed,
+                        outputs: vocab,
+                        cols,
+                        bias: None,
+                        accumulate: false,
+                        gated: false,
+                    });
                     teachers.extend(teacher_logits.chunks_mut(vocab).take(count).map(|t| RowTeacher::Logits(t, *logit_scale)));
                 }
             }
@@ -220,6 +231,7 @@ impl CrossEntropyBackward for CpuBackend {
                 cols: vocab,
                 bias: None,
                 accumulate: false,
+                gated: false,
             });
             if let Some(d_head) = d_head.as_deref_mut() {
                 self.weight_gradient(WeightGradient {

@@ -5,6 +5,7 @@
 //! cache, and a pass of packing ahead would be a loop more to start and wait for.
 
 use super::gemm::{Form, Multiply, PackRows, Scratch, Take, as_tile, group_rows};
+use super::linear_swiglu::Pairs;
 use super::matrix::{PANEL, Packed};
 use super::nf4::FEW_ROWS;
 use super::pool::share;
@@ -24,44 +25,49 @@ struct Held<'a> {
 }
 
 /// A group of rows times a range of panels.
-struct Task<'a> {
+struct Task<'a, 'y> {
     group: usize,
     panels: Range<usize>,
     /// For each row, its outputs that belong to the panels.
-    y: Vec<&'a mut [f32]>,
+    y: &'a mut [&'y mut [f32]],
 }
 
 /// A task at work.
-struct Part<'a, 'b> {
+struct Part<'a, 'y, 'h> {
     isa: Isa,
     form: Form,
     packed: &'a Packed,
     cols: usize,
     /// [rows of the group, cols].
     x: &'a [f32],
-    task: Task<'a>,
-    held: &'a mut Held<'b>,
+    task: Task<'a, 'y>,
+    held: &'a mut Held<'h>,
     /// [out_features].
     bias: Option<&'a [f32]>,
     accumulate: bool,
+    /// The panel of up that goes with panel 0, where SwiGLU follows.
+    up: Option<usize>,
 }
 
-impl Kernel for Part<'_, '_> {
+impl Kernel for Part<'_, '_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { isa, form, packed, cols, x, task: Task { group, panels, y }, held, bias, accumulate } = self;
+        let Self { isa, form, packed, cols, x, task: Task { group, panels, y }, held, bias, accumulate, up } = self;
         let rows = y.len();
         let lines = &mut held.lines[..rows * form.lines(cols)];
         if held.group != Some(group) {
             PackRows { form, x, cols, rows, out: &mut *lines }.pack(isa);
             held.group = Some(group);
         }
+        let multiply = Multiply { isa, form, x: lines, rows };
+        if let Some(up) = up {
+            return Pairs { multiply, packed, cols, panels, up, y, bias }.multiply(s);
+        }
         let mut scratch = Scratch::lend(0, 2 * rows);
         let tile = as_tile(scratch.parts().1);
-        let multiply = Multiply { isa, form, x: lines, rows };
-        let mut outputs = Outputs { y, at: 0, bias: None, accumulate };
+        let mut outputs = Outputs { y: &mut *y, at: 0, bias: None, accumulate };
         for panel in panels {
             outputs.bias = bias.map(|bias| &bias[panel * PANEL..]);
             multiply.panel(s, packed.panel(panel, cols), tile, &mut outputs);
@@ -71,8 +77,8 @@ impl Kernel for Part<'_, '_> {
 }
 
 /// Where the sums of one panel go.
-struct Outputs<'a> {
-    y: Vec<&'a mut [f32]>,
+struct Outputs<'a, 'y> {
+    y: &'a mut [&'y mut [f32]],
     /// First column.
     at: usize,
     /// From that column on.
@@ -80,16 +86,10 @@ struct Outputs<'a> {
     accumulate: bool,
 }
 
-impl Take for Outputs<'_> {
+impl Take for Outputs<'_, '_> {
     #[inline(always)]
     fn expect<S: Simd>(&mut self, s: S, rows: Range<usize>) {
-        for y in &self.y[rows] {
-            // Rows begin anywhere in a cache line: a panel's part of one may touch three.
-            let y = &y[self.at..];
-            for byte in [0, size_of::<Line>(), 2 * size_of::<Line>() - 1] {
-                s.prefetch_to_write(y, byte);
-            }
-        }
+        expect_panel(s, &self.y[rows], self.at);
     }
 
     #[inline(always)]
@@ -101,6 +101,18 @@ impl Take for Outputs<'_> {
                 let bias = self.bias.map(|bias| &bias[half * LANES..]);
                 finish(s, s.load(&sums[half].0), bias, self.accumulate, y);
             }
+        }
+    }
+}
+
+/// Has the lines of a panel's outputs fetched, which begin at column `at` of each row.
+#[inline(always)]
+pub(super) fn expect_panel<S: Simd>(s: S, y: &[&mut [f32]], at: usize) {
+    for y in y {
+        // Rows begin anywhere in a cache line where their length is no multiple of one: a panel's part may touch three.
+        let y = &y[at..];
+        for byte in [0, size_of::<Line>(), 2 * size_of::<Line>() - 1] {
+            s.prefetch_to_write(y, byte);
         }
     }
 }
@@ -134,12 +146,14 @@ pub(super) struct Product<'a> {
     /// [rows, cols].
     pub(super) x: &'a [f32],
     pub(super) rows: usize,
-    /// [outputs, cols].
+    /// [outputs, cols]; of twice as many outputs where these are `gated`.
     pub(super) packed: &'a Packed,
     pub(super) outputs: usize,
     pub(super) cols: usize,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) accumulate: bool,
+    /// y is SwiGLU of the product's first half and its second; not to be accumulated then.
+    pub(super) gated: bool,
 }
 
 impl Linear for CpuBackend {
@@ -156,7 +170,7 @@ impl Linear for CpuBackend {
         }
         let lent = weight.packed_once(self)?;
         let (packed, bias) = (lent.packed(), bias.map(|bias| &*bias.data));
-        self.multiply(Product { y: &mut y.data, x: &x.data, rows, packed, outputs, cols, bias, accumulate });
+        self.multiply(Product { y: &mut y.data, x: &x.data, rows, packed, outputs, cols, bias, accumulate, gated: false });
         Ok(())
     }
 }
@@ -164,7 +178,8 @@ impl Linear for CpuBackend {
 impl CpuBackend {
     /// The product; rows and outputs are not 0.
     pub(super) fn multiply(&self, product: Product<'_>) {
-        let Product { y, x, rows, packed, outputs, cols, bias, accumulate } = product;
+        let Product { y, x, rows, packed, outputs, cols, bias, accumulate, gated } = product;
+        let up = gated.then(|| outputs.div_ceil(PANEL));
         let all_panels = outputs.div_ceil(PANEL);
         let form = Form::of(packed, self.compute, self.isa);
         let threads = self.pool.threads();
@@ -174,24 +189,24 @@ impl CpuBackend {
         // Four tasks a thread, but none too small.
         let worthwhile = (rows.div_ceil(groups) * cols * outputs).div_ceil(TASK_MULTIPLICATIONS);
         let ranges = worthwhile.next_multiple_of(threads).min((4 * threads).div_ceil(groups)).clamp(1, all_panels);
+        let panels: Vec<Range<usize>> = (0..ranges).map(|range| panel_range(all_panels, threads, ranges, range)).collect();
+        // One piece of memory for all tasks: what a worker gets from the caller is slow to read, and slower to free.
+        let mut slices: Vec<&mut [f32]> = Vec::new();
+        slices.resize_with(rows * ranges, Default::default);
         let mut tasks = Vec::with_capacity(groups * ranges);
         let mut y = y.chunks_exact_mut(outputs);
+        let mut rest = slices.as_mut_slice();
         for group in 0..groups {
             let rows = share(rows, groups, group).len();
-            let first = tasks.len();
-            tasks.extend((0..ranges).map(|range| Task {
-                group,
-                panels: panel_range(all_panels, threads, ranges, range),
-                y: Vec::with_capacity(rows),
-            }));
-            for mut y in y.by_ref().take(rows) {
-                for task in &mut tasks[first..] {
-                    let width = y.len().min(task.panels.len() * PANEL);
-                    let (own, rest) = y.split_at_mut(width);
-                    task.y.push(own);
-                    y = rest;
+            let own;
+            (own, rest) = rest.split_at_mut(rows * ranges);
+            for (row, mut y) in y.by_ref().take(rows).enumerate() {
+                for (range, panels) in panels.iter().enumerate() {
+                    (own[range * rows + row], y) = y.split_at_mut(y.len().min(panels.len() * PANEL));
                 }
             }
+            let parts = own.chunks_exact_mut(rows).zip(&panels);
+            tasks.extend(parts.map(|(y, panels)| Task { group, panels: panels.clone(), y }));
         }
         let size = (rows.div_ceil(groups) * lines).max(1);
         let mut scratch = Scratch::lend(threads * size, 0);
@@ -200,7 +215,7 @@ impl CpuBackend {
         self.pool.each_with(held, tasks, |held, task| {
             let group = share(rows, groups, task.group);
             let x = &x[group.start * cols..group.end * cols];
-            isa.run(Part { isa, form, packed, cols, x, task, held, bias, accumulate });
+            isa.run(Part { isa, form, packed, cols, x, task, held, bias, accumulate, up });
         });
     }
 }

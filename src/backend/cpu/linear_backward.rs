@@ -256,7 +256,17 @@ impl LinearBackward for CpuBackend {
         }
         let lent = weight.transposed_once(self)?;
         let packed = lent.packed();
-        self.multiply(Product { y: &mut d_x.data, x: &d_y.data, rows, packed, outputs, cols, bias: None, accumulate });
+        self.multiply(Product {
+            y: &mut d_x.data,
+            x: &d_y.data,
+            rows,
+            packed,
+            outputs,
+            cols,
+            bias: None,
+            accumulate,
+            gated: false,
+        });
         Ok(())
     }
 

@@ -25,6 +25,7 @@ mod layer_norm;
 mod layer_norm_backward;
 mod linear;
 mod linear_backward;
+mod linear_swiglu;
 mod mapped;
 mod matrix;
 mod nf4;

@@ -13,7 +13,7 @@ struct Rows<'a> {
 }
 
 #[inline(always)]
-fn gated<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
+pub(super) fn gated<S: Simd>(s: S, gate: S::V, up: S::V) -> S::V {
     let one = s.splat(1.0);
     let e = exp::lanes(s, s.sub(s.splat(0.0), gate));
     s.mul(s.div(gate, s.add(one, e)), up)

@@ -1,9 +1,9 @@
 //! Launches of kernels/swiglu.cu.
 
 use super::driver::Geometry;
-use super::{CudaBackend, Tensor, kernel_for, kernel_of, kernels, size};
+use super::{CudaBackend, Matrix, Tensor, kernel_for, kernel_of, kernels, size};
 use crate::error::Result;
-use crate::ops::{Swiglu, SwigluArgs, SwigluBackward, SwigluBackwardArgs};
+use crate::ops::{Linear, LinearArgs, LinearSwiglu, LinearSwigluArgs, Swiglu, SwigluArgs, SwigluBackward, SwigluBackwardArgs};
 use bytemuck::NoUninit;
 use std::mem::offset_of;
 
@@ -41,6 +41,16 @@ impl Swiglu for CudaBackend {
         let kernel = kernel_for("swiglu", y.storage, gate_up.storage, kernels)?;
         let sizes = SwigluSizes::new("swiglu", y.rows, y.cols)?;
         self.gpu.launch(kernel, sizes.geometry()?, &[y.write(), gate_up.read()], sizes)
+    }
+}
+
+impl LinearSwiglu for CudaBackend {
+    /// Two launches: a block of the product holds columns of gate or of up, not of both.
+    fn linear_swiglu(&self, args: LinearSwigluArgs<'_, Tensor, Matrix>) -> Result<()> {
+        args.check()?;
+        let LinearSwigluArgs { y, gate_up, x, weight, bias } = args;
+        self.linear(LinearArgs { y: &mut *gate_up, x, weight, bias, accumulate: false })?;
+        self.swiglu(SwigluArgs { y, gate_up })
     }
 }
 

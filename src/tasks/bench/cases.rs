@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::ops::cases::{AttentionCase, HeadCase, LinearCase};
 use crate::ops::{
     ArgmaxArgs, AttentionArgs, AttentionPagedArgs, Backend, CrossEntropyArgs, Device, Heads, KvWriteArgs, LinearArgs,
-    PAGE_TOKENS, PagedRow, RopeArgs,
+    LinearSwigluArgs, PAGE_TOKENS, PagedRow, RopeArgs,
 };
 use crate::tensor::{Dtype, HostTensor, SharedBytes};
 use std::sync::Arc;
@@ -23,6 +23,9 @@ pub(super) fn all<B: Backend + 'static>(what: What, shape: Shape) -> Vec<Make<B>
         for dtype in [Dtype::F32, Dtype::Bf16] {
             for case in sizes.rows.iter().flat_map(|&rows| sizes.linears(rows)) {
                 cases.push(Box::new(move |on| linear(on, case, dtype, shape.rotated_bytes())));
+            }
+            for case in sizes.rows.iter().map(|&rows| sizes.gated(rows)) {
+                cases.push(Box::new(move |on| linear_swiglu(on, case, dtype, shape.rotated_bytes())));
             }
             cases.push(Box::new(move |on| cross_entropy(on, sizes.head(), dtype)));
             for rows in [1, FEW_ROWS] {
@@ -106,7 +109,7 @@ impl Product<'_> {
         let Product { what, dtype, case, bytes_each, rotated_bytes } = self;
         let LinearCase { rows, in_features: inputs, out_features: outputs, bias: _, accumulate } = case;
         let weights = inputs * outputs;
-        let copies = if rows <= FEW_ROWS { (rotated_bytes / (2 * weights)).max(1) } else { 1 };
+        let copies = copies(rows, weights, rotated_bytes);
         let matrices = (0..copies).map(|_| prepare(&backend)).collect::<Result<Vec<_>>>()?;
         let (x, mut y) = (activations(&*backend, rows, inputs)?, backend.scratch(rows, outputs)?);
         let work = work_of_product(dtype, rows, copies * weights, bytes_each);
@@ -125,6 +128,30 @@ fn linear<B: Backend + 'static>(on: &Backends<B>, case: LinearCase, dtype: Dtype
     let (backend, bytes_each) = (on.of(dtype), on.weight_bytes(dtype));
     Product { what: "", dtype, case, bytes_each, rotated_bytes }
         .case(backend, |backend| weights(backend, case.out_features, case.in_features))
+}
+
+/// Matrices of `weights` numbers that are multiplied in turn.
+fn copies(rows: usize, weights: usize, rotated_bytes: usize) -> usize {
+    if rows <= FEW_ROWS { (rotated_bytes / (2 * weights)).max(1) } else { 1 }
+}
+
+fn linear_swiglu<B: Backend + 'static>(on: &Backends<B>, case: LinearCase, dtype: Dtype, rotated_bytes: usize) -> Result<Case> {
+    let LinearCase { rows, in_features: inputs, out_features: intermediate, .. } = case;
+    let (backend, outputs) = (on.of(dtype), 2 * intermediate);
+    let copies = copies(rows, outputs * inputs, rotated_bytes);
+    let matrices = (0..copies).map(|_| weights(&*backend, outputs, inputs)).collect::<Result<Vec<_>>>()?;
+    let x = activations(&*backend, rows, inputs)?;
+    let (mut gate_up, mut y) = (backend.scratch(rows, outputs)?, backend.scratch(rows, intermediate)?);
+    let work = work_of_product(dtype, rows, copies * outputs * inputs, on.weight_bytes(dtype));
+    let call = Box::new(move || {
+        for weight in &matrices {
+            let (y, gate_up) = (&mut y, &mut gate_up);
+            backend.linear_swiglu(LinearSwigluArgs { y, gate_up, x: &x, weight, bias: None })?;
+        }
+        Ok(())
+    });
+    let case = format!("{rows} rows, {inputs} -> 2 x {intermediate}, {copies} in turn");
+    Ok(Case { op: "linear_swiglu", case, dtype, work, call })
 }
 
 fn cross_entropy<B: Backend + 'static>(on: &Backends<B>, case: HeadCase, dtype: Dtype) -> Result<Case> {

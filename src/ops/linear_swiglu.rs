@@ -1,7 +1,7 @@
 //! Linear, then SwiGLU: the first half of the MLP as one op, so that a device need not store gate and up, the widest
 //! activations there are.
 
-use super::{Linear, Shaped, Swiglu, expect};
+use super::{Linear, LinearArgs, Shaped, Swiglu, SwigluArgs, expect};
 use crate::error::Result;
 
 /// Arguments of [`LinearSwiglu::linear_swiglu`].
@@ -39,5 +39,18 @@ pub trait LinearSwiglu: Linear + Swiglu {
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape).
-    fn linear_swiglu(&self, args: LinearSwigluArgs<'_, Self::Tensor, Self::Matrix>) -> Result<()>;
+    fn linear_swiglu(&self, args: LinearSwigluArgs<'_, Self::Tensor, Self::Matrix>) -> Result<()> {
+        self.linear_then_swiglu(args)
+    }
+
+    /// The two ops one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape).
+    fn linear_then_swiglu(&self, args: LinearSwigluArgs<'_, Self::Tensor, Self::Matrix>) -> Result<()> {
+        args.check()?;
+        let LinearSwigluArgs { y, gate_up, x, weight, bias } = args;
+        self.linear(LinearArgs { y: &mut *gate_up, x, weight, bias, accumulate: false })?;
+        self.swiglu(SwigluArgs { y, gate_up })
+    }
 }

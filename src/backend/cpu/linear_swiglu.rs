@@ -8,7 +8,7 @@ use super::simd::{LANES, Line, Simd};
 use super::swiglu::gated;
 use super::{CpuBackend, Matrix, Tensor};
 use crate::error::Result;
-use crate::ops::{Linear, LinearArgs, LinearSwiglu, LinearSwigluArgs, Shaped, Swiglu, SwigluArgs};
+use crate::ops::{LinearSwiglu, LinearSwigluArgs, Shaped};
 use std::ops::Range;
 
 /// Lines of gates that wait for their ups. With many the next panel in memory, which is on its way, is mostly the next to be
@@ -117,16 +117,16 @@ fn biased<S: Simd>(s: S, sum: &Line, bias: Option<&[f32]>, half: usize) -> S::V 
 impl LinearSwiglu for CpuBackend {
     fn linear_swiglu(&self, args: LinearSwigluArgs<'_, Tensor, Matrix>) -> Result<()> {
         args.check()?;
-        let LinearSwigluArgs { y, gate_up, x, weight, bias } = args;
+        let LinearSwigluArgs { ref y, x, weight, .. } = args;
         let (rows, cols, outputs) = (x.rows(), x.cols(), y.cols());
         if rows == 0 || outputs == 0 {
             return Ok(());
         }
         // Up begins in the middle of a panel, or weights are in four bits.
         if !outputs.is_multiple_of(PANEL) || weight.nf4().is_some() {
-            self.linear(LinearArgs { y: &mut *gate_up, x, weight, bias, accumulate: false })?;
-            return self.swiglu(SwigluArgs { y, gate_up });
+            return self.linear_then_swiglu(args);
         }
+        let LinearSwigluArgs { y, bias, .. } = args;
         let (packed, bias) = (weight.packed(self)?, bias.map(|bias| &*bias.data));
         let product = Product { y: &mut y.data, x: &x.data, rows, packed, outputs, cols, bias, accumulate: false, gated: true };
         self.multiply(product);

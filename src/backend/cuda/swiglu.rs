@@ -1,9 +1,9 @@
 //! Launches of kernels/swiglu.cu.
 
 use super::driver::Geometry;
-use super::{CudaBackend, Matrix, Tensor, kernel_for, kernel_of, kernels, size};
+use super::{CudaBackend, Tensor, kernel_for, kernel_of, kernels, size};
 use crate::error::Result;
-use crate::ops::{Linear, LinearArgs, LinearSwiglu, LinearSwigluArgs, Swiglu, SwigluArgs, SwigluBackward, SwigluBackwardArgs};
+use crate::ops::{LinearSwiglu, Swiglu, SwigluArgs, SwigluBackward, SwigluBackwardArgs};
 use bytemuck::NoUninit;
 use std::mem::offset_of;
 
@@ -44,15 +44,8 @@ impl Swiglu for CudaBackend {
     }
 }
 
-impl LinearSwiglu for CudaBackend {
-    /// Two launches: a block of the product holds columns of gate or of up, not of both.
-    fn linear_swiglu(&self, args: LinearSwigluArgs<'_, Tensor, Matrix>) -> Result<()> {
-        args.check()?;
-        let LinearSwigluArgs { y, gate_up, x, weight, bias } = args;
-        self.linear(LinearArgs { y: &mut *gate_up, x, weight, bias, accumulate: false })?;
-        self.swiglu(SwigluArgs { y, gate_up })
-    }
-}
+/// Two launches: a block of the product holds columns of gate or of up, not of both.
+impl LinearSwiglu for CudaBackend {}
 
 impl SwigluBackward for CudaBackend {
     fn swiglu_backward(&self, args: SwigluBackwardArgs<'_, Tensor>) -> Result<()> {
